@@ -1,0 +1,1 @@
+"""Certificates' lives: bundles, when to renew, where they are kept, and the manager who sees to it."""

@@ -1,0 +1,1 @@
+"""The configuration file: its values, and how they are read from TOML. Pure."""

@@ -1,0 +1,174 @@
+"""The configuration as values: frozen, complete, every default filled in.
+
+Durations are seconds as float, `math.inf` for "off". Sizes are bytes. Names are normalised
+(`trioproxy.names.normalise`), wildcards are kept as `*.suffix`, the catch-all as `*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+CATCH_ALL = "*"
+"""The entry for every name that is configured nowhere."""
+
+LETSENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
+ZEROSSL = "https://acme.zerossl.com/v2/DV90"
+
+KeyType = Literal["ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-4096"]
+
+
+@attrs.frozen
+class HostPort:
+    """A host (name, IPv4 or IPv6 literal without brackets) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+DEFAULT_HTTPS = (HostPort("0.0.0.0", 443), HostPort("::", 443))
+DEFAULT_HTTP = (HostPort("0.0.0.0", 80), HostPort("::", 80))
+
+
+@attrs.frozen
+class Listen:
+    """`[listen]`. A `*_written` flag tells listeners that the user wrote from the defaults.
+
+    A default whose address family the kernel lacks is skipped, one that was written is an error.
+    """
+
+    https: tuple[HostPort, ...] = DEFAULT_HTTPS
+    http: tuple[HostPort, ...] = DEFAULT_HTTP
+    https_written: bool = False
+    http_written: bool = False
+    public_https_port: int = 443
+    no_sni: str = ""
+
+
+@attrs.frozen
+class Acme:
+    """`[acme]`: the certificate authority to ask. `directory` is a URL, `ca_file` an extra trust anchor."""
+
+    email: str = ""
+    directory: str = LETSENCRYPT
+    ca_file: Path | None = None
+    key_type: KeyType = "ecdsa-p256"
+
+
+@attrs.frozen
+class Passthrough:
+    """A name whose TLS goes to its backend untouched.
+
+    Attributes:
+        name: A host name, `*.suffix`, or `*`.
+        to: Where its TLS goes.
+        http: What port 80 does with it.
+        http_to: Where port 80 sends what it forwards.
+    """
+
+    name: str
+    to: HostPort
+    http: Literal["challenges", "all", "off"]
+    http_to: HostPort
+
+
+@attrs.frozen
+class Target:
+    """Where a route leads. `path` is None when the URL has none: then the request's path goes on unchanged."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    path: str | None = None
+
+    def __str__(self) -> str:
+        default = {"http": 80, "https": 443}[self.scheme]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}{f':{self.port}' if self.port != default else ''}{self.path or ''}"
+
+
+@attrs.frozen
+class Route:
+    """A path prefix of a site (it begins with "/") and where requests below it go."""
+
+    prefix: str
+    to: Target
+
+
+@attrs.frozen
+class CertificateFiles:
+    """A certificate and key that the user keeps."""
+
+    certificate: Path
+    key: Path
+
+
+@attrs.frozen
+class Site:
+    """A name whose TLS ends here. An alias is a Site of its own, with `alias_of` naming the one it repeats.
+
+    Attributes:
+        name: A host name; `*.suffix` or `*` only where `tls` is not "acme".
+        routes: Longest prefix first.
+        tls: Where its certificate comes from.
+        http: What port 80 does with it.
+    """
+
+    name: str
+    routes: tuple[Route, ...]
+    tls: Literal["acme", "internal"] | CertificateFiles = "acme"
+    key_type: KeyType = "ecdsa-p256"
+    http: Literal["redirect", "serve", "off"] = "redirect"
+    alias_of: str = ""
+
+
+@attrs.frozen
+class Timeouts:
+    """`[timeouts]`: idle limits in seconds, never limits on how long a healthy transfer may take."""
+
+    hello: float = 5.0
+    header: float = 10.0
+    connect: float = 5.0
+    response: float = 300.0
+    idle: float = 75.0
+    tunnel: float = 3600.0
+    drain: float = 30.0
+
+
+@attrs.frozen
+class Limits:
+    """`[limits]` on a request's head: bytes of all of it, and fields."""
+
+    header_size: int = 32 * 1024
+    header_fields: int = 100
+
+
+@attrs.frozen
+class Config:
+    """One configuration file.
+
+    Attributes:
+        path: The file, for messages.
+        passthrough: By name.
+        sites: By name, aliases included.
+        storage: Where keys, certificates and accounts are kept.
+        control_socket: Where commands reach the running server.
+        log_level: A level of the `logging` module, lower case.
+    """
+
+    path: Path
+    listen: Listen
+    acme: Acme
+    passthrough: Mapping[str, Passthrough]
+    sites: Mapping[str, Site]
+    timeouts: Timeouts
+    limits: Limits
+    storage: Path
+    control_socket: Path
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,0 +1,183 @@
+"""Every error that trioproxy raises on purpose.
+
+Each error carries its own answer: a TLS alert where a handshake fails, an HTTP status where a request
+does. Whoever catches one only sends what the error says, so the choice is made where the reason is known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+
+class TrioproxyError(Exception):
+    """The root: catching this catches what trioproxy itself raises, and no bug."""
+
+
+# ---- configuration ------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Mistake:
+    """One thing that is wrong in a configuration file.
+
+    Attributes:
+        line: Where it stands, counted from 1; 0 when it has no line (a missing file).
+        key: The dotted key as the user wrote it, or "" for the file as a whole.
+        problem: What is wrong and what would be right, in one sentence.
+    """
+
+    line: int
+    key: str
+    problem: str
+
+
+class ConfigError(TrioproxyError):
+    """A configuration file that cannot be used; it holds all of the file's mistakes."""
+
+    def __init__(self, path: Path, mistakes: tuple[Mistake, ...]) -> None:
+        self.path = path
+        self.mistakes = mistakes
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """One line for each mistake, `config.toml:9: sites.cloud: quote the host name`."""
+        return [
+            f"{self.path}{f':{m.line}' if m.line else ''}: {f'{m.key}: ' if m.key else ''}{m.problem}"
+            for m in self.mistakes
+        ]
+
+
+class InvalidName(TrioproxyError, ValueError):
+    """A text that is no host name."""
+
+
+# ---- before TLS ---------------------------------------------------------------------------------------
+
+
+class HelloError(TrioproxyError):
+    """A connection whose first bytes lead nowhere.
+
+    `alert` is the TLS AlertDescription (RFC 8446, section 6) to answer with; None when the peer does not
+    speak TLS and gets no answer but the end of the connection.
+    """
+
+    alert: int | None = 50  # decode_error
+
+
+class NotTLS(HelloError):
+    """The first bytes are no TLS record that could hold a ClientHello: SSLv2, HTTP, noise."""
+
+    alert = None
+
+
+class MalformedHello(HelloError):
+    """A ClientHello that breaks the grammar of RFC 8446 section 4.1.2, or is larger than we read."""
+
+
+class BadServerName(HelloError):
+    """A server_name extension that holds no usable host name."""
+
+    alert = 47  # illegal_parameter
+
+
+class UnknownServerName(HelloError):
+    """A good name that is configured nowhere."""
+
+    alert = 112  # unrecognized_name, RFC 6066 section 3
+
+
+class MissingServerName(HelloError):
+    """No name at all, where `listen.no_sni` names no entry for such clients."""
+
+    alert = 109  # missing_extension: RFC 8446 section 9.2 asks for this one
+
+
+class HelloTimeout(HelloError):
+    """The ClientHello was not complete within `timeouts.hello`."""
+
+    alert = 50
+
+
+# ---- connections --------------------------------------------------------------------------------------
+
+
+class StreamError(TrioproxyError):
+    """A connection that can carry nothing more; raised by `net` alone."""
+
+
+class ConnectionLost(StreamError):
+    """The peer reset the connection, the network lost it, or TLS broke."""
+
+
+class StreamTimeout(StreamError):
+    """The stream's own deadline passed while it waited."""
+
+
+class StreamInterrupted(StreamError):
+    """Somebody of ours asked the stream to stop waiting: the server is draining."""
+
+
+class ListenError(TrioproxyError):
+    """A listener that could not be bound; the message names who holds the port."""
+
+
+# ---- requests -----------------------------------------------------------------------------------------
+
+
+class RequestError(TrioproxyError):
+    """A request that is answered by us, with `status`, and reaches no backend."""
+
+    status = 400
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        if status is not None:
+            self.status = status
+
+
+class UpstreamError(TrioproxyError):
+    """A backend that did not do its part, before anything of its answer was passed on."""
+
+    status = 502
+
+
+class UpstreamProtocolError(UpstreamError):
+    """A backend whose answer is no valid HTTP."""
+
+
+class UpstreamUnreachable(UpstreamError):
+    """A backend whose name does not resolve, or that refuses connections, or whose TLS fails."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """A backend that stayed silent for longer than `timeouts.connect` or `timeouts.response`."""
+
+    status = 504
+
+
+class ResponseAborted(TrioproxyError):
+    """The response broke off after its head went out: the client's connection must not look complete."""
+
+
+# ---- certificates -------------------------------------------------------------------------------------
+
+
+class CertificateError(TrioproxyError):
+    """A key and certificate that do not load, do not fit each other, or do not fit the name."""
+
+
+class StoreError(TrioproxyError):
+    """The storage folder cannot be read or written; the message names the path and the cause."""
+
+
+class AcmeError(TrioproxyError):
+    """An order that did not succeed; the message says why in words for the user."""
+
+
+# ---- commands -----------------------------------------------------------------------------------------
+
+
+class ControlError(TrioproxyError):
+    """The running server could not be asked, or refused what was asked."""

@@ -1,0 +1,242 @@
+"""A connected socket, plain or TLS: try the system call first, and wait only when there is nothing to do.
+
+Trio's own streams pass a checkpoint and several coroutine frames at every call; over a raw non-blocking socket the
+same exchange costs a third. The price is three rules, which this file keeps for everybody else:
+
+*Trying first passes no checkpoint*, so a connection that is always ready would starve all others. A stream may make
+`CALLS_IN_A_ROW` successful calls, then it passes one.
+
+*Deadlines are the stream's own.* A cancel scope for every read would cost more than the read. Instead whoever waits
+writes the time until when into `stream.deadline`, and one task, the `Reaper`, looks at all streams once a second
+and wakes what has waited too long. The sleeper then gets `StreamTimeout`, an ordinary error, so it can still answer
+its other peer; a Cancelled could only leave. The same bell, `interrupt`, tells a keep-alive connection that the
+server is draining.
+
+*The descriptor is closed in one place*, after everyone who waits for it was told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+
+import trio
+from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
+
+from trioproxy.errors import ConnectionLost, StreamError, StreamInterrupted, StreamTimeout
+
+CALLS_IN_A_ROW = 64
+
+MAX_READ = 64 * 1024
+"""Bytes asked for in one read of a plain socket."""
+
+TLS_READ = 16 * 1024
+"""Bytes asked for in one read of a TLS socket: a record holds no more (RFC 8446 section 5.1)."""
+
+LINGER = 1.0
+"""Seconds that a polite close waits for the peer to take what was sent."""
+
+
+class Reaper:
+    """Knows every open stream, and wakes those whose deadline has passed."""
+
+    PERIOD = 1.0
+
+    def __init__(self) -> None:
+        self.streams: set[Stream] = set()
+
+    async def run(self) -> None:
+        """Look once a second, until cancelled."""
+        while True:
+            await trio.sleep(self.PERIOD)
+            now = trio.current_time()
+            for stream in [s for s in self.streams if s.deadline < now]:
+                stream.interrupt(StreamTimeout("no progress before the deadline"))
+
+
+class Stream:
+    """One connection. A single task may read and a single task may write at a time.
+
+    Attributes:
+        sock: The non-blocking socket, which `start_tls_*` replaces by the TLS one.
+        deadline: Trio time by which what is being waited for must have come; `math.inf` for never.
+    """
+
+    __slots__ = ("_calls", "_error", "_fd", "_read_size", "_reaper", "deadline", "sock")
+
+    def __init__(self, sock: socket.socket, reaper: Reaper) -> None:
+        self.sock = sock
+        self.deadline = math.inf
+        self._fd = sock.fileno()
+        self._reaper = reaper
+        self._error: StreamError | None = None
+        self._calls = 0
+        self._read_size = MAX_READ
+        reaper.streams.add(self)
+
+    # ---- reading and writing ------------------------------------------------------------------------
+
+    async def receive_some(self) -> bytes:
+        """The bytes that are there, or the next that come; b"" at the end of the stream.
+
+        Raises:
+            ConnectionLost: the connection broke.
+            StreamTimeout: the deadline passed.
+            StreamInterrupted: `interrupt` was called.
+        """
+        await self._fair()
+        while True:
+            try:
+                return self.sock.recv(self._read_size)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await self._wait(wait_readable)
+            except ssl.SSLWantWriteError:
+                await self._wait(wait_writable)
+            except OSError as exc:
+                raise ConnectionLost(f"reading failed: {exc}") from exc
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send every byte of `data`.
+
+        Raises:
+            ConnectionLost: the connection broke; how much arrived is unknown.
+            StreamTimeout: the deadline passed.
+            StreamInterrupted: `interrupt` was called.
+        """
+        await self._fair()
+        while True:
+            try:
+                sent = self.sock.send(data)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await self._wait(wait_writable)
+            except ssl.SSLWantReadError:
+                await self._wait(wait_readable)
+            except OSError as exc:
+                raise ConnectionLost(f"sending failed: {exc}") from exc
+            else:
+                if sent == len(data):
+                    return
+                data = memoryview(data)[sent:]
+
+    async def wait_readable(self) -> None:
+        """Wait until a read would not block (there is data, an end, or an error). Raises as `receive_some`."""
+        await self._wait(wait_readable)
+
+    async def wait_writable(self) -> None:
+        """Wait until a write would not block; after a non-blocking connect: until it has ended."""
+        await self._wait(wait_writable)
+
+    def quiet(self) -> bool:
+        """Whether nothing at all has come: no byte, no end, no error. What an idle connection must be to be reused."""
+        try:
+            if isinstance(self.sock, ssl.SSLSocket):
+                self.sock.recv(1)  # a session ticket may lie there: only TLS itself can tell it from data
+            else:
+                self.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    # ---- TLS ----------------------------------------------------------------------------------------
+
+    async def start_tls_server(self, context: ssl.SSLContext) -> None:
+        """Do the server's side of a TLS handshake on this very socket. Raises as `receive_some`."""
+        self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        await self._handshake()
+
+    async def start_tls_client(self, context: ssl.SSLContext, server_name: str) -> None:
+        """Do the client's side. An end of the stream that TLS did not announce is then an error, not an end.
+
+        Args:
+            context: Says whom to trust.
+            server_name: The host name or IP address that the certificate must be for, sent as SNI if it is a name.
+        """
+        self.sock = context.wrap_socket(
+            self.sock, server_hostname=server_name, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
+        await self._handshake()
+
+    async def _handshake(self) -> None:
+        assert isinstance(self.sock, ssl.SSLSocket)
+        self._read_size = TLS_READ
+        while True:
+            try:
+                return self.sock.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._wait(wait_readable)
+            except ssl.SSLWantWriteError:
+                await self._wait(wait_writable)
+            except OSError as exc:
+                raise ConnectionLost(f"TLS handshake failed: {exc}") from exc
+
+    def alpn(self) -> str | None:
+        """The protocol that ALPN chose, if this is TLS and one was chosen."""
+        return self.sock.selected_alpn_protocol() if isinstance(self.sock, ssl.SSLSocket) else None
+
+    # ---- the end ------------------------------------------------------------------------------------
+
+    def interrupt(self, error: StreamError | None = None) -> None:
+        """Wake whoever waits on this stream with `error`; who waits later gets it at once."""
+        self.deadline = math.inf
+        if self._error is None:
+            self._error = StreamInterrupted("the server is draining") if error is None else error
+        if self._fd >= 0:
+            notify_closing(self._fd)
+
+    def resume(self) -> None:
+        """Forget an interruption: the stream is used again, to say goodbye on it."""
+        self._error = None
+
+    def send_eof(self) -> None:
+        """End our direction: close_notify without waiting for the peer's, then FIN. Never fails."""
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(self.sock, ssl.SSLSocket):
+                self.sock.setblocking(False)
+                with contextlib.suppress(ssl.SSLError):
+                    self.sock.unwrap()
+            self.sock.shutdown(socket.SHUT_WR)
+
+    async def drain(self) -> None:
+        """Read and drop what the peer still sends, for at most `LINGER`.
+
+        Closing a socket with unread bytes sends RST, and RST makes the peer's kernel forget what we sent last: an error
+        page or a TLS alert would be lost. So whoever answered and closes first calls `send_eof`, then this.
+        """
+        self.resume()
+        self.deadline = math.inf
+        with contextlib.suppress(StreamError), trio.move_on_after(LINGER):
+            while await self.receive_some():
+                pass
+
+    def close(self) -> None:
+        """Close the descriptor at once. Never fails, and may be called again."""
+        if self._fd < 0:
+            return
+        notify_closing(self._fd)
+        self._fd = -1
+        self._reaper.streams.discard(self)
+        self.sock.close()
+
+    # ---- inside -------------------------------------------------------------------------------------
+
+    async def _fair(self) -> None:
+        self._calls += 1
+        if self._calls >= CALLS_IN_A_ROW:
+            self._calls = 0
+            await checkpoint()
+
+    async def _wait(self, wait: Callable[[int], Awaitable[None]]) -> None:
+        self._calls = 0
+        if self._error is not None:
+            raise self._error
+        try:
+            await wait(self._fd)
+        except trio.ClosedResourceError as exc:
+            raise self._error or ConnectionLost("closed by us") from exc
+        except OSError as exc:
+            raise ConnectionLost(f"waiting failed: {exc}") from exc
