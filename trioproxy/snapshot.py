@@ -46,8 +46,8 @@ class Snapshot:
     """A configuration, its routes and its certificates.
 
     Attributes:
-        awaiting: Names of the sites that have no certificate of their own yet. Where a catch-all exists they stay with it
-            until they have, so that moving from an old proxy leaves no gap.
+        awaiting: Names of the sites that have no certificate of their own yet. Where a catch-all exists they stay
+            with it until they have, so that moving from an old proxy leaves no gap.
     """
 
     config: Config

@@ -1,7 +1,8 @@
 """What an HTTP message is to the rest of the house, whichever version carried it.
 
 Codecs turn bytes into these values and back; `proxy/exchange.py` moves them from one side to the other and
-never learns whether it was HTTP/1.1 or HTTP/2. A message is a head, then pieces of body (`bytes`, never empty), then one `End`.
+never learns whether it was HTTP/1.1 or HTTP/2. A message is a head, then pieces of body (`bytes`, never empty),
+then one `End`.
 """
 
 from __future__ import annotations

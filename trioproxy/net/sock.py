@@ -146,8 +146,8 @@ class Stream:
 
     async def start_tls_server(self, context: ssl.SSLContext) -> None:
         """Do the server's side of a TLS handshake on this very socket. Raises as `receive_some`."""
-        self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-        await self._handshake()
+        tls = self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        await self._handshake(tls)
 
     async def start_tls_client(self, context: ssl.SSLContext, server_name: str) -> None:
         """Do the client's side. An end of the stream that TLS did not announce is then an error, not an end.
@@ -156,17 +156,16 @@ class Stream:
             context: Says whom to trust.
             server_name: The host name or IP address that the certificate must be for, sent as SNI if it is a name.
         """
-        self.sock = context.wrap_socket(
+        tls = self.sock = context.wrap_socket(
             self.sock, server_hostname=server_name, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
-        await self._handshake()
+        await self._handshake(tls)
 
-    async def _handshake(self) -> None:
-        assert isinstance(self.sock, ssl.SSLSocket)
+    async def _handshake(self, tls: ssl.SSLSocket) -> None:
         self._read_size = TLS_READ
         while True:
             try:
-                return self.sock.do_handshake()
+                return tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._wait(wait_readable)
             except ssl.SSLWantWriteError:
