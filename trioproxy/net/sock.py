@@ -6,11 +6,11 @@ same exchange costs a third. The price is three rules, which this file keeps for
 *Trying first passes no checkpoint*, so a connection that is always ready would starve all others. A stream may make
 `CALLS_IN_A_ROW` successful calls, then it passes one.
 
-*Deadlines are the stream's own.* A cancel scope for every read would cost more than the read. Instead whoever waits
-writes the time until when into `stream.deadline`, and one task, the `Reaper`, looks at all streams once a second
-and wakes what has waited too long. The sleeper then gets `StreamTimeout`, an ordinary error, so it can still answer
-its other peer; a Cancelled could only leave. The same bell, `interrupt`, tells a keep-alive connection that the
-server is draining.
+*Deadlines are the stream's own.* A cancel scope for every read would cost more than the read. Instead a stream knows
+how long it may wait for one read or write (its patience) and until when all must be done (its deadline), and one
+task, the `Reaper`, looks at all streams once a second and wakes what has waited too long. The sleeper then gets
+`StreamTimeout`, an ordinary error, so it can still answer its other peer; a Cancelled could only leave. The same
+bell, `interrupt`, tells a keep-alive connection that the server is draining.
 
 *The descriptor is closed in one place*, after everyone who waits for it was told.
 """
@@ -21,7 +21,8 @@ import contextlib
 import math
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+import struct
+from typing import Protocol
 
 import trio
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
@@ -36,25 +37,37 @@ MAX_READ = 64 * 1024
 TLS_READ = 16 * 1024
 """Bytes asked for in one read of a TLS socket: a record holds no more (RFC 8446 section 5.1)."""
 
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+
 LINGER = 1.0
 """Seconds that a polite close waits for the peer to take what was sent."""
 
 
+class Mortal(Protocol):
+    """What the reaper looks after."""
+
+    def overdue(self, now: float) -> bool:
+        """Whether it has waited too long at the Trio time `now`."""
+
+    def interrupt(self, error: StreamError) -> None:
+        """Stop waiting, with this error."""
+
+
 class Reaper:
-    """Knows every open stream, and wakes those whose deadline has passed."""
+    """Knows everything that waits for a peer, and wakes what has waited too long."""
 
     PERIOD = 1.0
 
     def __init__(self) -> None:
-        self.streams: set[Stream] = set()
+        self.watched: set[Mortal] = set()
 
     async def run(self) -> None:
         """Look once a second, until cancelled."""
         while True:
             await trio.sleep(self.PERIOD)
             now = trio.current_time()
-            for stream in [s for s in self.streams if s.deadline < now]:
-                stream.interrupt(StreamTimeout("no progress before the deadline"))
+            for mortal in [m for m in self.watched if m.overdue(now)]:
+                mortal.interrupt(StreamTimeout("no progress in time"))
 
 
 class Stream:
@@ -62,20 +75,49 @@ class Stream:
 
     Attributes:
         sock: The non-blocking socket, which `start_tls_*` replaces by the TLS one.
-        deadline: Trio time by which what is being waited for must have come; `math.inf` for never.
+        deadline: Trio time by which the present phase must be over, however much comes; `math.inf` for never.
+        write_patience: Seconds that the peer may take to accept more.
     """
 
-    __slots__ = ("_calls", "_error", "_fd", "_read_size", "_reaper", "deadline", "sock")
+    __slots__ = (
+        "_calls",
+        "_error",
+        "_fd",
+        "_read_by",
+        "_read_patience",
+        "_read_size",
+        "_reaper",
+        "_write_by",
+        "deadline",
+        "sock",
+        "write_patience",
+    )
 
     def __init__(self, sock: socket.socket, reaper: Reaper) -> None:
         self.sock = sock
         self.deadline = math.inf
+        self.write_patience = math.inf
+        self._read_patience = math.inf
+        self._read_by: float | None = None  # None while nobody waits
+        self._write_by = math.inf
         self._fd = sock.fileno()
         self._reaper = reaper
         self._error: StreamError | None = None
         self._calls = 0
         self._read_size = MAX_READ
-        reaper.streams.add(self)
+        reaper.watched.add(self)
+
+    # ---- time ---------------------------------------------------------------------------------------
+
+    def expect(self, seconds: float) -> None:
+        """From now on the peer may be silent for at most `seconds` while we read, also for a read under way."""
+        self._read_patience = seconds
+        if self._read_by is not None:
+            self._read_by = trio.current_time() + seconds
+
+    def overdue(self, now: float) -> bool:
+        """Whether a deadline has passed at the Trio time `now`."""
+        return self.deadline < now or self._write_by < now or (self._read_by is not None and self._read_by < now)
 
     # ---- reading and writing ------------------------------------------------------------------------
 
@@ -92,9 +134,9 @@ class Stream:
             try:
                 return self.sock.recv(self._read_size)
             except (BlockingIOError, ssl.SSLWantReadError):
-                await self._wait(wait_readable)
+                await self._until_readable()
             except ssl.SSLWantWriteError:
-                await self._wait(wait_writable)
+                await self._until_writable()
             except OSError as exc:
                 raise ConnectionLost(f"reading failed: {exc}") from exc
 
@@ -111,9 +153,9 @@ class Stream:
             try:
                 sent = self.sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError):
-                await self._wait(wait_writable)
+                await self._until_writable()
             except ssl.SSLWantReadError:
-                await self._wait(wait_readable)
+                await self._until_readable()
             except OSError as exc:
                 raise ConnectionLost(f"sending failed: {exc}") from exc
             else:
@@ -123,11 +165,11 @@ class Stream:
 
     async def wait_readable(self) -> None:
         """Wait until a read would not block (there is data, an end, or an error). Raises as `receive_some`."""
-        await self._wait(wait_readable)
+        await self._until_readable()
 
     async def wait_writable(self) -> None:
         """Wait until a write would not block; after a non-blocking connect: until it has ended."""
-        await self._wait(wait_writable)
+        await self._until_writable()
 
     def quiet(self) -> bool:
         """Whether nothing at all has come: no byte, no end, no error. What an idle connection must be to be reused."""
@@ -167,9 +209,9 @@ class Stream:
             try:
                 return tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._wait(wait_readable)
+                await self._until_readable()
             except ssl.SSLWantWriteError:
-                await self._wait(wait_writable)
+                await self._until_writable()
             except OSError as exc:
                 raise ConnectionLost(f"TLS handshake failed: {exc}") from exc
 
@@ -181,7 +223,7 @@ class Stream:
 
     def interrupt(self, error: StreamError | None = None) -> None:
         """Wake whoever waits on this stream with `error`; who waits later gets it at once."""
-        self.deadline = math.inf
+        self.deadline = math.inf  # so that it is not overdue again while it is being cleared away
         if self._error is None:
             self._error = StreamInterrupted("the server is draining") if error is None else error
         if self._fd >= 0:
@@ -212,13 +254,19 @@ class Stream:
             while await self.receive_some():
                 pass
 
+    def abort(self) -> None:
+        """Close with RST, so that the peer cannot take what it has for the whole. Never fails."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        self.close()
+
     def close(self) -> None:
         """Close the descriptor at once. Never fails, and may be called again."""
         if self._fd < 0:
             return
         notify_closing(self._fd)
         self._fd = -1
-        self._reaper.streams.discard(self)
+        self._reaper.watched.discard(self)
         self.sock.close()
 
     # ---- inside -------------------------------------------------------------------------------------
@@ -229,13 +277,26 @@ class Stream:
             self._calls = 0
             await checkpoint()
 
-    async def _wait(self, wait: Callable[[int], Awaitable[None]]) -> None:
+    async def _until_readable(self) -> None:
         self._calls = 0
         if self._error is not None:
             raise self._error
+        self._read_by = trio.current_time() + self._read_patience
         try:
-            await wait(self._fd)
+            await wait_readable(self._fd)
         except trio.ClosedResourceError as exc:
             raise self._error or ConnectionLost("closed by us") from exc
-        except OSError as exc:
-            raise ConnectionLost(f"waiting failed: {exc}") from exc
+        finally:
+            self._read_by = None
+
+    async def _until_writable(self) -> None:
+        self._calls = 0
+        if self._error is not None:
+            raise self._error
+        self._write_by = trio.current_time() + self.write_patience
+        try:
+            await wait_writable(self._fd)
+        except trio.ClosedResourceError as exc:
+            raise self._error or ConnectionLost("closed by us") from exc
+        finally:
+            self._write_by = math.inf
