@@ -1,0 +1,205 @@
+"""Moves the bytes of all relayed connections, both ways, untouched.
+
+A task for each direction would be woken through Trio's scheduler for every few bytes. Instead there is one
+edge-triggered epoll that holds every relayed socket, and one task that waits for the epoll's own descriptor and moves
+what can be moved. The structure stays what Trio wants: each connection has its own task, which owns both sockets,
+sleeps while the pump works, and can be cancelled at any time; only the moving of bytes is shared.
+
+What edge-triggered epoll asks for, and where it is done:
+
+- An edge comes once. A direction is therefore moved until one of its sockets says EAGAIN; if it has had its quota
+  before that, the relay goes on the run queue, because no new edge will come for what is left (`Pump._step`).
+- Descriptor numbers are reused. Nothing awaits between taking a batch of events and the end of working on it, and a
+  relay that has ended is found in the table no more (`Pump._work`).
+- A reset shows as EPOLLERR even while we have no wish to read (the other side is slow); the other side shall learn of it
+  at once. What came before the reset is passed on first.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+from collections import deque
+
+import trio
+from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wait_readable
+
+from trioproxy.errors import ConnectionLost, StreamError
+from trioproxy.net.sock import Reaper, Stream
+
+CHUNK = 64 * 1024
+"""Bytes moved by one pair of system calls."""
+
+QUOTA = 4
+"""Chunks that a direction may move before others have their turn: 256 KiB, some 100 µs."""
+
+BATCH = 512
+"""Events taken from epoll at once."""
+
+_EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+
+
+class _Direction:
+    """From one socket to the other: what was read and could not be sent yet, and whether the end has come."""
+
+    __slots__ = ("ended", "pending", "sink", "source")
+
+    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+        self.source = source
+        self.sink = sink
+        self.pending = b""
+        self.ended = False
+
+    def move(self, buffer: memoryview) -> tuple[int, bool]:
+        """Move until something blocks, the source ends, or the quota is used up.
+
+        Returns:
+            Bytes sent, and whether it was the quota that stopped us.
+        """
+        moved = 0
+        try:
+            if self.pending:
+                moved = self.sink.send(self.pending)
+                self.pending = self.pending[moved:]
+                if self.pending:
+                    return moved, False
+            for _ in range(QUOTA):
+                size = self.source.recv_into(buffer)
+                if not size:
+                    self.ended = True
+                    self.sink.shutdown(socket.SHUT_WR)
+                    return moved, False
+                try:
+                    sent = self.sink.send(buffer[:size])
+                except BlockingIOError:
+                    sent = 0
+                moved += sent
+                if sent < size:
+                    self.pending = bytes(buffer[sent:size])
+                    return moved, False
+        except BlockingIOError:
+            return moved, False
+        return moved, True
+
+
+class _Relay:
+    """Two sockets, and the task that sleeps until they are done with each other."""
+
+    __slots__ = ("back", "error", "forth", "idle", "overdue_at", "pump", "queued", "task")
+
+    def __init__(self, pump: Pump, client: socket.socket, backend: socket.socket, idle: float) -> None:
+        self.pump = pump
+        self.forth = _Direction(client, backend)
+        self.back = _Direction(backend, client)
+        self.idle = idle
+        self.overdue_at = trio.current_time() + idle
+        self.queued = False
+        self.error: Exception | None = None
+        self.task: Task | None = current_task()
+
+    def overdue(self, now: float) -> bool:
+        return self.overdue_at < now
+
+    def interrupt(self, error: StreamError) -> None:
+        self.error = error
+        self.pump.finish(self)
+
+
+class Pump:
+    """The shared epoll. `run` must be running while `relay` is used."""
+
+    def __init__(self, reaper: Reaper) -> None:
+        self._reaper = reaper
+        self._epoll = select.epoll()
+        self._relays: dict[int, _Relay] = {}
+        self._run_queue: deque[_Relay] = deque()
+        self._buffer = memoryview(bytearray(CHUNK))
+
+    async def relay(self, client: Stream, backend: Stream, idle: float) -> None:
+        """Carry bytes both ways until both directions have ended. A half-close is passed on as one.
+
+        Args:
+            client: One side; plain, and owned by the caller, who closes it.
+            backend: The other side, likewise.
+            idle: Seconds without a byte in either direction after which it ends.
+
+        Raises:
+            ConnectionLost: one side was reset. The caller should abort both.
+            StreamTimeout: nothing moved for `idle` seconds.
+        """
+        relay = _Relay(self, client.sock, backend.sock, idle)
+        self._relays[client.sock.fileno()] = self._relays[backend.sock.fileno()] = relay
+        # What already lies in the sockets makes an edge at once, so nothing needs a first push.
+        self._epoll.register(client.sock, _EDGES)
+        self._epoll.register(backend.sock, _EDGES)
+        self._reaper.watched.add(relay)
+
+        def abort(_: object) -> Abort:
+            relay.task = None  # Trio wakes it
+            self.finish(relay)
+            return Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if isinstance(relay.error, OSError):
+            raise ConnectionLost(f"relaying failed: {relay.error}") from relay.error
+        if relay.error is not None:
+            raise relay.error
+
+    async def run(self) -> None:
+        """Move bytes until cancelled."""
+        try:
+            while True:
+                if self._run_queue:
+                    await checkpoint()
+                else:
+                    await wait_readable(self._epoll.fileno())
+                self._work()
+        finally:
+            self._epoll.close()
+
+    def _work(self) -> None:
+        waiting = len(self._run_queue)
+        for descriptor, events in self._epoll.poll(0, BATCH):
+            relay = self._relays.get(descriptor)
+            if relay is not None:
+                self._step(relay)
+                if events & select.EPOLLERR and relay.task is not None:
+                    relay.interrupt(ConnectionLost("one side was reset"))
+        for _ in range(waiting):
+            relay = self._run_queue.popleft()
+            relay.queued = False
+            if relay.task is not None:
+                self._step(relay)
+
+    def _step(self, relay: _Relay) -> None:
+        moved, again = 0, False
+        try:
+            for direction in (relay.forth, relay.back):
+                if not direction.ended:
+                    amount, stopped = direction.move(self._buffer)
+                    moved += amount
+                    again = again or stopped
+        except Exception as exc:  # whatever it is, it ends this relay alone, and is raised in its own task
+            relay.error = exc
+            self.finish(relay)
+            return
+        if relay.forth.ended and relay.back.ended:
+            self.finish(relay)
+            return
+        if moved:
+            relay.overdue_at = trio.current_time() + relay.idle
+        if again and not relay.queued:
+            relay.queued = True
+            self._run_queue.append(relay)
+
+    def finish(self, relay: _Relay) -> None:
+        """Take a relay out and wake its task, if it still sleeps. The sockets stay open: they are the task's."""
+        relay.overdue_at = math.inf
+        self._reaper.watched.discard(relay)
+        for sock in (relay.forth.source, relay.back.source):
+            if self._relays.pop(sock.fileno(), None) is not None:
+                self._epoll.unregister(sock)
+        if relay.task is not None:
+            task, relay.task = relay.task, None
+            reschedule(task)
