@@ -1,0 +1,46 @@
+# Everything a developer does. Each target does the set-up that it needs, and skips what is already done.
+
+export PATH := $(PATH):/usr/sbin:/sbin
+PY := .venv/bin/python
+ARGS ?=
+
+.PHONY: run test lint format bench clean tools
+
+run: .venv/.run  ## the scene on loopback, with stand-in backends; Ctrl-C ends it
+	@.venv/bin/trioproxy demo
+
+test: .venv/.test tools  ## every test; ARGS="tests/http -k chunked" chooses
+	$(PY) -m pytest -o faulthandler_timeout=120 $(ARGS)
+
+lint: .venv/.lint  ## style, types, and the Trio rules
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m flake8 trioproxy tests bench
+
+format: .venv/.lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: .venv/.run  ## start-up time and lookup cost, beside their targets
+	$(PY) bench/start.py $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .work build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+tools:
+	@setup/debian.sh test
+
+# A stamp for each set of dependencies, renewed when they change.
+.venv/.run: pyproject.toml setup/venv.sh setup/debian.sh
+	setup/venv.sh
+	@touch $@
+
+.venv/.test: pyproject.toml setup/venv.sh setup/debian.sh
+	setup/venv.sh test
+	@touch $@ .venv/.run
+
+.venv/.lint: pyproject.toml setup/venv.sh setup/debian.sh
+	setup/venv.sh dev
+	@touch $@ .venv/.test .venv/.run

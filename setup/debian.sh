@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Installs Debian packages for `make`, where that is allowed; where it is not, says what to install by hand.
+#
+#   setup/debian.sh venv PYTHON   what PYTHON lacks to make a virtual environment; fails when it cannot be had
+#   setup/debian.sh test          the servers and clients that the end-to-end tests run; never fails, because
+#                                 without them those tests skip and say why
+set -euo pipefail
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+may_install() {
+    command -v apt-get >/dev/null && as_root true 2>/dev/null
+}
+
+apt() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 -o Acquire::Retries=2 "$@" >&2
+}
+
+# A package that starts a daemon when it is installed would take ports 80 and 443 of a machine that only wants to run
+# tests. Debian's policy-rc.d is the switch for that; a machine that has one of its own keeps it.
+no_daemons() {
+    local policy=/usr/sbin/policy-rc.d
+    [ -e "$policy" ] && return
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+    trap "as_root rm -f $policy" EXIT
+}
+
+install_for_venv() {
+    local python=$1 package version
+    "$python" -c 'import ensurepip, venv' 2>/dev/null && return
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    package=python$version-venv
+    if may_install; then
+        say "$python cannot make virtual environments; installing $package"
+        apt update || say "the package lists could not be refreshed; going on with the old ones"
+        if apt install -y --no-install-recommends "$package" && "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+            return
+        fi
+    fi
+    say "$python cannot make virtual environments. Install the package for that, then run make again:"
+    say "    sudo apt-get install $package"
+    exit 1
+}
+
+has() {
+    case $1 in
+        stream) [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || nginx -V 2>&1 | grep -qE -e '--with-stream( |$)' ;;
+        *) command -v "$1" >/dev/null ;;
+    esac
+}
+
+install_for_tests() {
+    local wanted=(
+        pebble:pebble pebble-challtestsrv:pebble nginx:nginx-light stream:libnginx-mod-stream certbot:certbot
+        curl:curl ip:iproute2
+    )
+    local missing=() entry package new_nginx=
+    for entry in "${wanted[@]}"; do
+        package=${entry#*:}
+        if ! has "${entry%%:*}" && [[ " ${missing[*]-} " != *" $package "* ]]; then missing+=("$package"); fi
+    done
+    [ ${#missing[@]} = 0 ] && return
+    if ! may_install; then
+        say "some tests need Debian packages that are not here, and I may not install them. Those tests will skip;"
+        say "to run them too:  sudo apt-get install ${missing[*]}"
+        return
+    fi
+    say "installing what the end-to-end tests run: ${missing[*]}"
+    has nginx || new_nginx=yes
+    no_daemons
+    apt update || say "the package lists could not be refreshed; going on with the old ones"
+    for package in "${missing[@]}"; do # one by one: a release that lacks one still gets the others
+        apt install -y --no-install-recommends "$package" || say "could not install $package: the tests that need it will skip"
+    done
+    if [ "$new_nginx" ] && command -v systemctl >/dev/null; then
+        as_root systemctl disable nginx.service >/dev/null 2>&1 || true # nor after the next boot
+    fi
+}
+
+PATH=$PATH:/usr/sbin:/sbin # where Debian keeps nginx and ip, and ordinary users do not look
+case ${1-} in
+    venv) install_for_venv "$2" ;;
+    test) install_for_tests ;;
+    *) say "usage: $0 venv PYTHON | test"; exit 2 ;;
+esac
