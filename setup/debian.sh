@@ -22,12 +22,12 @@ apt() {
 
 # A package that starts a daemon when it is installed would take ports 80 and 443 of a machine that only wants to run
 # tests. Debian's policy-rc.d is the switch for that; a machine that has one of its own keeps it.
+policy=/usr/sbin/policy-rc.d
 no_daemons() {
-    local policy=/usr/sbin/policy-rc.d
     [ -e "$policy" ] && return
+    trap 'as_root rm -f "$policy"' EXIT
     printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
     as_root chmod 755 "$policy"
-    trap "as_root rm -f $policy" EXIT
 }
 
 install_for_venv() {
