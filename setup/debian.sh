@@ -17,7 +17,8 @@ may_install() {
 }
 
 apt() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 -o Acquire::Retries=2 "$@" >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 \
+        -o Acquire::Retries=2 "$@" >&2
 }
 
 # A package that starts a daemon when it is installed would take ports 80 and 443 of a machine that only wants to run
@@ -75,7 +76,7 @@ install_for_tests() {
     no_daemons
     apt update || say "the package lists could not be refreshed; going on with the old ones"
     for package in "${missing[@]}"; do # one by one: a release that lacks one still gets the others
-        apt install -y --no-install-recommends "$package" || say "could not install $package: the tests that need it will skip"
+        apt install -y --no-install-recommends "$package" || say "could not install $package: what needs it will skip"
     done
     if [ "$new_nginx" ] && command -v systemctl >/dev/null; then
         as_root systemctl disable nginx.service >/dev/null 2>&1 || true # nor after the next boot
