@@ -1,0 +1,140 @@
+"""Field lines of an HTTP/1.1 head: reading them, and what those that govern a message say together.
+
+llhttp reads the lines (4 µs would be spent on a fifth of them in Python) and is strict about their grammar. It is given
+nothing else: request and status lines, framing and every other policy are decided by us, on what it returns. So each
+head is handed to it below a request line of our own making, and whatever llhttp concludes from the fields about
+bodies or upgrades is thrown away together with its state.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+from trioproxy.http.messages import Header, Headers
+
+_ANY_REQUEST = b"GET / HTTP/1.1\r\n"
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+"""RFC 9110 section 5.6.2, as a regular expression."""
+
+_FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\r\n")
+
+
+class FieldError(ValueError):
+    """Field lines that break the grammar, or contradict each other."""
+
+
+class _Sink:
+    """What llhttp reports to. It does not know its parser, so the two are no reference cycle."""
+
+    __slots__ = ("complete", "fields")
+
+    def __init__(self) -> None:
+        self.fields: Headers = []
+        self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # llhttp takes off leading white space only; of what rstrip() takes off it lets pass but space and tab.
+        self.fields.append((name.lower(), value.rstrip()))
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+class FieldParser:
+    """Reads the fields of one head after another."""
+
+    __slots__ = ("_parser", "_sink")
+
+    def __init__(self) -> None:
+        self._sink = _Sink()
+        self._parser = HttpRequestParser(self._sink)
+
+    def parse(self, block: bytes) -> Headers:
+        """The fields in order, names in lower case, values without surrounding white space.
+
+        Args:
+            block: The field lines with the empty line that ends them.
+
+        Raises:
+            FieldError: the lines break RFC 9112 section 5, or frame a body in a way that llhttp refuses.
+        """
+        sink = self._sink
+        fields: Headers = []
+        sink.fields = fields
+        sink.complete = False
+        try:
+            self._parser.feed_data(_ANY_REQUEST + block)
+        except HttpParserUpgrade:
+            sink.complete = False
+        except HttpParserError as exc:
+            self._parser = HttpRequestParser(sink)
+            raise FieldError(str(exc)) from None
+        if not sink.complete or not self._parser.should_keep_alive():
+            self._parser = HttpRequestParser(sink)  # this one waits for a body, or for nothing any more
+        return fields
+
+
+def parse_trailers(block: bytes) -> list[Header]:
+    """The trailer fields of a chunked message (RFC 9112 section 7.1.2).
+
+    They do not pass through llhttp, which would draw conclusions from fields that mean nothing in this place.
+
+    Args:
+        block: The field lines, each with its CRLF, without the empty line.
+
+    Raises:
+        FieldError: a line that is no field.
+    """
+    fields: list[Header] = []
+    pos = 0
+    while pos < len(block):
+        line = _FIELD_LINE.match(block, pos)
+        if line is None:
+            raise FieldError("a trailer line is no field")
+        fields.append((line[1].lower(), line[2].strip(b" \t")))
+        pos = line.end()
+    return fields
+
+
+def framing(lengths: list[bytes], codings: list[bytes], version: tuple[int, int]) -> int | Literal["chunked"] | None:
+    """How a message's body is delimited (RFC 9112 section 6), without the exceptions by method and status.
+
+    llhttp refuses most of this as well. Two readings of one message are what request smuggling is made of, so the
+    decision does not hang on a parser's version or leniency.
+
+    Args:
+        lengths: The values of all Content-Length fields.
+        codings: The values of all Transfer-Encoding fields.
+        version: The message's HTTP version.
+
+    Returns:
+        Bytes of the body, "chunked", or None when no field says anything.
+
+    Raises:
+        FieldError: the fields are invalid or contradict each other.
+    """
+    if codings:
+        if version < (1, 1):
+            raise FieldError("Transfer-Encoding in HTTP/1.0")
+        if lengths:
+            raise FieldError("Transfer-Encoding and Content-Length")
+        if len(codings) != 1 or codings[0].lower() != b"chunked":
+            raise FieldError("a Transfer-Encoding other than chunked")
+        return "chunked"
+    if not lengths:
+        return None
+    if len(lengths) != 1:
+        raise FieldError("several Content-Length fields")
+    digits = lengths[0]
+    if not digits.isdigit() or len(digits) > 19 or (length := int(digits)) >= 1 << 63:
+        raise FieldError("an invalid Content-Length")
+    return length
+
+
+def options(values: list[bytes]) -> list[bytes]:
+    """The members of a comma-separated field such as Connection, in lower case."""
+    return [member for value in values for part in value.lower().split(b",") if (member := part.strip(b" \t"))]
