@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.scene import Scene, missing, scene
+from tests.e2e.scene import Scene, scene
 
 
 @pytest.fixture(scope="package")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """Everything the scene consists of, running; skips where a program that it needs is not installed."""
-    if install := missing():
-        pytest.skip(f"the scene needs programs that are not here: {install}")
+    """Everything the scene consists of, running."""
     with scene(tmp_path_factory.mktemp("scene")) as built:
         yield built

@@ -7,7 +7,7 @@ meet, and what a killed run left behind is recognised by its dead id and cleared
 `ip netns exec` gives each host its own /etc/resolv.conf, so that a name which must not resolve does not, whatever the
 machine's own resolver thinks of it.
 
-On loopback a host is an address 127.0.77.x, and the ports that need privileges become free high ones.
+On loopback a host is an address of 127.0.0.0/8 that only this process uses, and its ports become free high ones.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def network(plans: Sequence[Plan]) -> Iterator[Network]:
 def _loopback(plans: Sequence[Plan]) -> dict[str, Host]:
     hosts = {}
     for number, plan in enumerate(plans, start=1):
-        address = f"127.0.77.{number}"
+        address = f"127.{77 + os.getpid() // 250 % 100}.{os.getpid() % 250}.{number}"
         hosts[plan.name] = Host(plan.name, tuple(address for _ in plan.addresses), address, (), isolated=False)
     return hosts
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import needs
 from tests.e2e.network import Host, Plan, network
 from tests.e2e.proxy import TRIOPROXY
 from tests.e2e.software import run, running
@@ -24,7 +24,7 @@ def host() -> Iterator[Host]:
         yield made.hosts["demo"]
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="the demo is tried with curl: apt-get install curl")
+@needs("curl", "setpriv")
 def test_the_demo_prints_what_to_try_and_ends_with_ctrl_c(host: Host, tmp_path: Path) -> None:
     state = {"XDG_DATA_HOME": str(tmp_path), "STATE_DIRECTORY": str(tmp_path / "state")}
     command = [TRIOPROXY, "--config", str(REPOSITORY / "config.toml"), "demo"]

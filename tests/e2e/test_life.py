@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from tests.conftest import needs
 from tests.e2e.client import Client
 from tests.e2e.proxy import Trioproxy
-from tests.e2e.scene import SPARE, UNKNOWN, Scene
+from tests.e2e.scene import PROGRAMS, SPARE, UNKNOWN, Scene
 from tests.e2e.software import eventually
+
+pytestmark = needs(*PROGRAMS)
 
 NO_AUTHORITY = 500
 """At this offset no Pebble runs, unless a test starts one."""

@@ -19,10 +19,13 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from tests.conftest import needs
 from tests.e2e.backend import PATTERN
 from tests.e2e.client import Answer
-from tests.e2e.scene import CLOUD, GONE, LOST, PBX, UNKNOWN, Scene
+from tests.e2e.scene import CLOUD, GONE, LOST, PBX, PROGRAMS, UNKNOWN, Scene
 from tests.e2e.software import eventually, run
+
+pytestmark = needs(*PROGRAMS)
 
 
 def seen(answer: Answer) -> dict[str, Any]:
