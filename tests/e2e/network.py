@@ -148,7 +148,8 @@ def _forget_files_of(namespace: str) -> None:
 def _clear_away_what_killed_runs_left() -> None:
     for namespace in re.findall(rf"^{PREFIX}-\d+-\w+", _ip("netns", "list"), re.MULTILINE):
         if not Path(f"/proc/{namespace.split('-')[2]}").exists():
-            _ip("netns", "delete", namespace)
+            with contextlib.suppress(subprocess.CalledProcessError):  # another run is doing the same
+                _ip("netns", "delete", namespace)
             _forget_files_of(namespace)
 
 

@@ -170,10 +170,13 @@ def test_a_websocket_goes_through(stage: Scene, cloud_certificate: x509.Certific
     assert talked.stdout == b"one\ntwo\n"
 
 
-def test_port_80_of_the_cloud_redirects(stage: Scene) -> None:
+def test_port_80_of_the_cloud_redirects_all_but_challenges(stage: Scene) -> None:
     redirected = stage.client.get("http", CLOUD, "/a%2Fb?c", "--data", "body")
     assert redirected.status == 308
     assert redirected.fields["location"] == stage.client.url("https", CLOUD, "/a%2Fb?c")
+    token = "/.well-known/acme-challenge/not-ours"
+    request = seen(stage.client.get("http", CLOUD, token))
+    assert (request["path"], request["fields"]["x-forwarded-proto"]) == (token, "http")
 
 
 # ---- names that lead nowhere -----------------------------------------------------------------------------
