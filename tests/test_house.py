@@ -24,7 +24,7 @@ FLOORS = [
     {"net", "routing"},
     {"http", "wire", "config"},
     {"challenges", "names"},
-    {"errors"},
+    {"errors", "logs"},
 ]
 """The rooms from top to bottom. A room may import those on lower floors, and nothing beside or above itself."""
 
