@@ -12,7 +12,7 @@ from collections.abc import Callable
 import attrs
 
 from trioproxy.config.model import Config, Site
-from trioproxy.routing import RouteTable
+from trioproxy.routing import Entry, RouteTable
 
 MakeContext = Callable[[Site], ssl.SSLContext]
 """Builds the context of a site from its certificate, or from a stand-in of the internal CA. Never fails."""
@@ -54,6 +54,23 @@ class Snapshot:
     routes: RouteTable
     contexts: Contexts
     awaiting: frozenset[str] = frozenset()
+
+    def entry_for(self, name: str | None) -> tuple[Entry | None, bool]:
+        """Where a connection or request for `name` belongs at this moment.
+
+        Args:
+            name: A normalised name, or None for a client that sent none.
+
+        Returns:
+            The entry, and whether it was reached by default (no name, or by the catch-all) rather than by the name.
+        """
+        if name is None:
+            return self.routes.no_sni, True
+        entry = self.routes.configured(name)
+        catch_all = self.routes.catch_all()
+        if entry is None or (catch_all is not None and entry.name in self.awaiting):
+            return catch_all, True
+        return entry, False
 
 
 class Cell:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -78,7 +77,7 @@ def _bind_one(address: HostPort) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # Accepted sockets inherit both: no small write waits for an acknowledgement, and a peer that is gone is noticed.
+        # Accepted sockets inherit both: no small write waits for an acknowledgement, and a vanished peer is noticed.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.bind((address.host, address.port))
@@ -97,7 +96,7 @@ async def accept_forever(listener: socket.socket, handle: Handler) -> None:
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
-                await wait_readable(listener)
+                await wait_readable(listener.fileno())
                 continue
             except OSError as exc:
                 if exc.errno in EXHAUSTED:
@@ -151,7 +150,7 @@ def port_holder(port: int) -> tuple[str, int] | None:
         if not process.name.isdigit():
             continue
         try:
-            links = {os.readlink(link) for link in (process / "fd").iterdir()}
+            links = {str(link.readlink()) for link in (process / "fd").iterdir()}
             if links & inodes:
                 return (process / "comm").read_text().strip(), int(process.name)
         except OSError:  # it ended, or it is not ours to look into

@@ -11,8 +11,8 @@ What edge-triggered epoll asks for, and where it is done:
   before that, the relay goes on the run queue, because no new edge will come for what is left (`Pump._step`).
 - Descriptor numbers are reused. Nothing awaits between taking a batch of events and the end of working on it, and a
   relay that has ended is found in the table no more (`Pump._work`).
-- A reset shows as EPOLLERR even while we have no wish to read (the other side is slow); the other side shall learn of it
-  at once. What came before the reset is passed on first.
+- A reset shows as EPOLLERR even while we have no wish to read (the other side is slow), and the other side shall learn
+  of it at once. What came before the reset is passed on first.
 """
 
 from __future__ import annotations

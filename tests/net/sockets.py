@@ -1,0 +1,63 @@
+"""Connected TCP sockets for tests, non-blocking on our side and blocking-free on the other."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from trioproxy.net.pump import Pump
+from trioproxy.net.sock import Reaper, Stream
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a real TCP connection over loopback, both non-blocking."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    near.setblocking(False)
+    far.setblocking(False)
+    return near, far
+
+
+def trio_stream(sock: socket.socket) -> trio.SocketStream:
+    """The far end as a peer uses it."""
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+def stream_pair(reaper: Reaper) -> tuple[Stream, trio.SocketStream]:
+    """Our stream, and the peer's."""
+    near, far = tcp_pair()
+    return Stream(near, reaper), trio_stream(far)
+
+
+@asynccontextmanager
+async def running(reaper: Reaper, pump: Pump | None = None) -> AsyncIterator[trio.Nursery]:
+    """A nursery in which the reaper, and the pump if there is one, run until the block ends."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reaper.run)
+        if pump is not None:
+            nursery.start_soon(pump.run)
+        yield nursery
+        nursery.cancel_scope.cancel()
+
+
+async def receive_exactly(stream: trio.abc.ReceiveStream, size: int) -> bytes:
+    """`size` bytes, or what came before the end."""
+    data = bytearray()
+    while len(data) < size and (more := await stream.receive_some(size - len(data))):
+        data += more
+    return bytes(data)
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    """Everything until the end."""
+    return b"".join([data async for data in stream])
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))

@@ -1,0 +1,193 @@
+"""The unix socket between the commands and the running server.
+
+One request for each connection: the command writes a line of JSON, `{"command": "certs.renew", "arguments": {…}}`;
+the server writes any number of `{"progress": "a line for a person"}`, then either `{"result": {…}}` or
+`{"error": "why not"}`, and ends. The socket is 0600, so who may open it is who owns the server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from trioproxy.errors import ControlError, ListenError, TrioproxyError
+
+log = logging.getLogger("trioproxy.control")
+
+MAX_LINE = 4 * 1024 * 1024
+"""Bytes of one line: a list of 10,000 certificates is half of that."""
+
+REQUEST_SECONDS = 5.0
+"""A command sends its line at once; who does not is no command of ours."""
+
+Report = Callable[[str], None]
+Handler = Callable[[dict[str, Any], Report], Awaitable[dict[str, Any]]]
+"""Carries out one command: its arguments and a way to report progress go in, the result comes out."""
+
+
+class NoServer(ControlError):
+    """No server listens on the control socket."""
+
+
+# ---- the server's side --------------------------------------------------------------------------------
+
+
+def bind_control(path: Path) -> socket.socket:
+    """Listen on `path`, 0600; a socket file that a dead server left behind is replaced.
+
+    Raises:
+        ListenError: another server listens there, or the folder cannot be written.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists() and _answers(path):
+            raise ListenError(f"{path}: another trioproxy is running with this storage; stop it first")
+        path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(mask)
+        sock.listen(8)
+    except OSError as exc:
+        sock.close()
+        raise ListenError(f"{path}: the control socket cannot be made: {exc.strerror or exc}") from exc
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+async def serve_control(sock: socket.socket, handlers: Mapping[str, Handler]) -> None:
+    """Answer commands until cancelled, then remove the socket file."""
+    path = Path(sock.getsockname())
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+    async def serve(stream: trio.SocketStream) -> None:
+        try:
+            await _answer(stream, handlers)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):  # the command was interrupted: Ctrl-C
+            pass
+        except Exception:
+            log.exception("a command failed")
+
+    try:
+        await trio.serve_listeners(serve, [listener])
+    finally:
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink on the way out
+
+
+async def _answer(stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:
+    with trio.move_on_after(REQUEST_SECONDS) as scope:
+        line = await _Lines(stream).next()
+    if scope.cancelled_caught or line is None:
+        return
+    send, receive = trio.open_memory_channel[dict[str, Any]](100)
+
+    def report(text: str) -> None:
+        try:
+            send.send_nowait({"progress": text})
+        except trio.WouldBlock:
+            log.debug("a command reads too slowly to be told: %s", text)
+
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(_write_all, stream, receive)
+        async with send:
+            await send.send(await _carry_out(line, handlers, report))
+
+
+async def _write_all(stream: trio.SocketStream, messages: trio.MemoryReceiveChannel[dict[str, Any]]) -> None:
+    async for message in messages:
+        await stream.send_all(json.dumps(message).encode() + b"\n")
+
+
+async def _carry_out(line: bytes, handlers: Mapping[str, Handler], report: Report) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+        handler = handlers[request["command"]]
+        arguments = dict(request["arguments"])
+    except (ValueError, KeyError, TypeError):
+        return {
+            "error": "the running server does not know this command: it is another version of trioproxy, restart it"
+        }
+    try:
+        return {"result": await handler(arguments, report)}
+    except TrioproxyError as exc:
+        return {"error": str(exc)}
+
+
+# ---- the command's side -------------------------------------------------------------------------------
+
+
+async def ask(path: Path, command: str, arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Have the running server carry out `command`.
+
+    Args:
+        path: The control socket.
+        command: Its name, "certs.renew".
+        arguments: What it takes; JSON values.
+        report: Called with each line of progress.
+
+    Returns:
+        The result, JSON values.
+
+    Raises:
+        NoServer: nobody listens there.
+        ControlError: the server refused, or ended before it had answered.
+    """
+    try:
+        stream = await trio.open_unix_socket(str(path))
+    except (FileNotFoundError, ConnectionRefusedError) as exc:
+        raise NoServer(f"no server is running with the control socket {path}") from exc
+    except OSError as exc:
+        raise ControlError(f"{path}: {exc.strerror or exc}: run this as the user that the server runs as") from exc
+    async with stream:
+        lines = _Lines(stream)
+        try:
+            await stream.send_all(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
+            while (line := await lines.next()) is not None:
+                message = json.loads(line)
+                if "progress" in message:
+                    report(message["progress"])
+                elif "error" in message:
+                    raise ControlError(message["error"])
+                else:
+                    result: dict[str, Any] = message["result"]
+                    return result
+        except trio.BrokenResourceError as exc:
+            raise ControlError("the server ended before it had answered") from exc
+    raise ControlError("the server ended before it had answered")
+
+
+class _Lines:
+    """Lines of a stream, each at most `MAX_LINE` long."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def next(self) -> bytes | None:
+        """The next line without its end, None at the end of the stream."""
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            data = await self._stream.receive_some()
+            if not data or searched > MAX_LINE:
+                return None
+            self._buffer += data
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line

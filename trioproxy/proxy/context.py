@@ -1,0 +1,82 @@
+"""What everything in `proxy` needs and nobody owns: one frozen value instead of a dozen parameters."""
+
+from __future__ import annotations
+
+import attrs
+
+from trioproxy.challenges import ChallengeBoard
+from trioproxy.net.listen import Peer
+from trioproxy.net.pump import Pump
+from trioproxy.net.sock import Reaper, Stream
+from trioproxy.proxy.upstream import Pool
+from trioproxy.routing import Entry, RouteTable
+from trioproxy.snapshot import Cell
+
+
+class Drain:
+    """Tells connections that the server is stopping: the idle ones at once, the busy ones when they look."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._idle: set[Stream] = set()
+
+    def waiting(self, stream: Stream) -> None:
+        """`stream` begins to wait for a next request, and may be interrupted without loss."""
+        self._idle.add(stream)
+
+    def busy(self, stream: Stream) -> None:
+        """`stream` has something to do, or has ended."""
+        self._idle.discard(stream)
+
+    def begin(self) -> None:
+        """From now on no connection waits for another request."""
+        self.begun = True
+        for stream in self._idle:
+            stream.interrupt()
+
+
+@attrs.frozen
+class ProxyContext:
+    """The parts of a running proxy.
+
+    Attributes:
+        cell: The current snapshot.
+        board: Live challenge answers.
+        reaper: Looks after every stream.
+        pump: Moves the bytes of passthrough connections.
+        pool: Idle connections to the backends of sites.
+        drain: Whether the server is stopping.
+        pseudonym: Our name in Via, unlike that of any other proxy, so that a loop to ourselves shows.
+    """
+
+    cell: Cell
+    board: ChallengeBoard
+    reaper: Reaper
+    pump: Pump
+    pool: Pool
+    drain: Drain
+    pseudonym: bytes
+
+
+@attrs.frozen
+class Visit:
+    """One client connection to a site, as far as its requests need to know.
+
+    Attributes:
+        peer: The client.
+        scheme: "https" or "http".
+        entry: What its server name led to; None on port 80, where each request names its own.
+        by_default: It came without a name, or by `*`: it may then ask for any authority that is configured nowhere.
+    """
+
+    peer: Peer
+    scheme: str
+    entry: Entry | None
+    by_default: bool
+
+    def may_ask_for(self, name: str, routes: RouteTable) -> bool:
+        """Whether a request for `name` belongs on this connection; if not: 421 (RFC 9110 section 15.5.20)."""
+        configured = routes.configured(name)
+        if configured is None:
+            return self.by_default
+        return self.entry is not None and configured.name == self.entry.name and type(configured) is type(self.entry)

@@ -1,0 +1,71 @@
+"""Port 443: accept, look at the ClientHello without taking it, and show the connection to its place.
+
+The one place where a connection's errors end. Whatever happens to one connection is logged here and touches no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import trio
+
+from trioproxy.config.model import Passthrough
+from trioproxy.errors import HelloError, MissingServerName, SilentPeer, TrioproxyError, UnknownServerName
+from trioproxy.net.listen import Peer
+from trioproxy.net.peek import peek_client_hello, refuse
+from trioproxy.net.sock import Stream
+from trioproxy.proxy.context import ProxyContext
+from trioproxy.proxy.passthrough import serve_passthrough
+from trioproxy.proxy.terminate import serve_site
+from trioproxy.routing import Entry
+from trioproxy.snapshot import Snapshot
+from trioproxy.wire.client_hello import ClientHello
+
+log = logging.getLogger("trioproxy.front_door")
+
+
+async def serve_tls(ctx: ProxyContext, sock: socket.socket, peer: Peer) -> None:
+    """Serve one connection that was accepted on an https listener, from its first byte to its last.
+
+    Args:
+        ctx: The running proxy.
+        sock: The accepted socket, non-blocking; closed when this returns.
+        peer: Where it comes from.
+    """
+    stream = Stream(sock, ctx.reaper)
+    try:
+        await _show_in(ctx, stream, peer)
+    except TrioproxyError as exc:
+        log.info("%s: %s", peer, exc)
+    except Exception:
+        log.exception("%s: a bug in trioproxy ended this connection", peer)
+    finally:
+        stream.close()
+
+
+async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
+    snapshot = ctx.cell.current
+    stream.deadline = trio.current_time() + snapshot.config.timeouts.hello
+    try:
+        hello = await peek_client_hello(stream)
+        entry, by_default = _entry_for(snapshot, hello)
+    except SilentPeer:  # a port scan or a browser's spare connection: nothing to answer, nothing to report
+        return
+    except HelloError as exc:
+        log.info("%s: refused: %s", peer, exc)
+        await refuse(stream, exc.alert)
+        return
+    if isinstance(entry, Passthrough):
+        await serve_passthrough(ctx, stream, entry, snapshot.config.timeouts)
+    else:
+        await serve_site(ctx, stream, peer, entry, by_default=by_default)
+
+
+def _entry_for(snapshot: Snapshot, hello: ClientHello) -> tuple[Entry, bool]:
+    entry, by_default = snapshot.entry_for(hello.server_name)
+    if entry is not None:
+        return entry, by_default
+    if hello.server_name is None:
+        raise MissingServerName("the client sent no server name, and listen.no_sni names no entry for such clients")
+    raise UnknownServerName(f"{hello.server_name} is configured nowhere")

@@ -1,0 +1,195 @@
+"""An HTTP/1.1 client connection: request after request, until one side has had enough."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from trioproxy.config.model import Timeouts
+from trioproxy.errors import RequestError, ResponseAborted, StreamError, StreamTimeout, UpstreamError
+from trioproxy.http.h1 import RequestReader, chunk_prefix, encode_last_chunk, encode_response_head
+from trioproxy.http.headers import error_page, response_headers
+from trioproxy.http.messages import End, Header, Headers, RequestHead, ResponseHead
+from trioproxy.net.sock import Stream
+from trioproxy.proxy.client import Client
+from trioproxy.proxy.context import ProxyContext, Visit
+from trioproxy.proxy.tunnel import tunnel
+from trioproxy.proxy.upstream import Upstream
+
+log = logging.getLogger("trioproxy.http")
+
+Answer = Callable[[ProxyContext, Visit, RequestHead, Client], Awaitable[None]]
+"""Answers one request, or raises RequestError, UpstreamError, ResponseAborted or StreamError."""
+
+
+async def serve_h1(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answer) -> None:
+    """Serve requests on `stream` with `answer`, one after the other.
+
+    Returns when the connection is done; the caller closes it. Raises StreamError when the client was lost.
+    """
+    config = ctx.cell.current.config
+    stream.write_patience = config.timeouts.idle
+    reader = RequestReader(config.limits)
+    patience = config.timeouts.header
+    while True:
+        client = H1Client(ctx, stream, reader, config.timeouts)
+        try:
+            request = await _next_request(ctx, stream, reader, patience, config.timeouts.header)
+        except RequestError as exc:
+            log.info("%s: refused: %s", visit.peer, exc)
+            client.fail(exc)
+        else:
+            if request is None:
+                return
+            client.begin(request)
+            await _answer(ctx, visit, request, client, answer)
+        if client.broken:
+            stream.abort()
+            return
+        await client.flush()
+        if client.closing:
+            stream.send_eof()
+            await stream.drain()
+            return
+        patience = config.timeouts.idle
+
+
+async def _answer(ctx: ProxyContext, visit: Visit, request: RequestHead, client: H1Client, answer: Answer) -> None:
+    try:
+        await answer(ctx, visit, request, client)
+    except (RequestError, UpstreamError, ResponseAborted) as exc:
+        # The authority and target are the client's words: escaped, so that one event stays one line.
+        what = f"{request.method.decode('ascii', 'replace')} {request.authority!r} {request.target!r}"
+        log.log(logging.INFO if isinstance(exc, RequestError) else logging.WARNING, "%s: %s: %s", visit.peer, what, exc)
+        if client.started or isinstance(exc, ResponseAborted):
+            client.broken = True
+        else:
+            client.fail(exc)
+
+
+async def _next_request(
+    ctx: ProxyContext, stream: Stream, reader: RequestReader, patience: float, header: float
+) -> RequestHead | None:
+    """The next request's head; None when the client, its idle time, or the server came to an end before one began.
+
+    Raises:
+        RequestError: it breaks the rules, or was begun and not finished within `header` seconds (408).
+    """
+    request = reader.next()
+    if request is None and not reader.started:
+        if ctx.drain.begun:
+            return None
+        stream.expect(patience)
+        ctx.drain.waiting(stream)
+        try:
+            data = await stream.receive_some()
+        except (StreamTimeout, StreamInterrupted):
+            return None
+        finally:
+            ctx.drain.busy(stream)
+        if not data:
+            return None
+        reader.feed(data)
+        request = reader.next()
+    if request is None:
+        request = await _rest_of_head(stream, reader, header)
+    if request is not None and not isinstance(request, RequestHead):
+        raise TypeError(f"between two messages the reader returned {request!r}")
+    return request
+
+
+async def _rest_of_head(stream: Stream, reader: RequestReader, header: float) -> Event | None:
+    stream.deadline = trio.current_time() + header
+    try:
+        while (request := reader.next()) is None:
+            data = await stream.receive_some()
+            if not data:
+                return None
+            reader.feed(data)
+    except StreamTimeout:
+        raise RequestError(f"the head was not complete within {header:g} s", 408) from None
+    stream.deadline = math.inf
+    return request
+
+
+class H1Client:
+    """`proxy.client.Client` for one exchange over HTTP/1.1.
+
+    Attributes:
+        started: The final response's head was handed over.
+        closing: The connection ends after this response.
+        broken: It ends now, with a reset.
+    """
+
+    def __init__(self, ctx: ProxyContext, stream: Stream, reader: RequestReader, timeouts: Timeouts) -> None:
+        self.started = False
+        self.closing = True  # until a request says otherwise
+        self.broken = False
+        self._ctx = ctx
+        self._stream = stream
+        self._reader = reader
+        self._timeouts = timeouts
+        self._request: RequestHead | None = None
+        self._asked_all = False  # whether the request's end has been read
+        self._chunked = False
+        self._bodiless = False
+        self._out: list[bytes] = []
+        self._size = 0
+
+    def begin(self, request: RequestHead) -> None:
+        """This exchange is about `request`."""
+        self._request = request
+        self.closing = not request.keep_alive
+
+    # ---- the request's body -------------------------------------------------------------------------
+
+    def ready(self) -> bytes | End | None:
+        """See `Client.ready`."""
+        event = self._reader.next()
+        if isinstance(event, End):
+            self._asked_all = True
+        elif isinstance(event, RequestHead):
+            raise TypeError("the body was asked for after its end")
+        return event
+
+    async def receive(self) -> bytes | End:
+        """See `Client.receive`."""
+        self._stream.expect(self._timeouts.idle)
+        while (event := self.ready()) is None:
+            data = await self._stream.receive_some()
+            if data:
+                self._reader.feed(data)
+            else:
+                self._reader.feed_eof()
+        return event
+
+    def _skip_ready_body(self) -> None:
+        """Read past a body that nobody wanted, as far as it is here already; if it is not, the connection must end."""
+        try:
+            while not self._asked_all and self.ready() is not None:
+                pass
+        except RequestError:
+            pass
+        if not self._asked_all:
+            self.closing = True
+
+    # ---- the response -------------------------------------------------------------------------------
+
+    def _add(self, data: bytes) -> None:
+        self._out.append(data)
+        self._size += len(data)
+
+    def pending(self) -> int:
+        """See `Client.pending`."""
+        return self._size
+
+    async def flush(self) -> None:
+        """See `Client.flush`."""
+        if self._out:
+            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            self._out.clear()
+            self._size = 0
+            await self._stream.send_all(data)

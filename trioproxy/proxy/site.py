@@ -1,0 +1,46 @@
+"""What a request to a site gets: its authority checked, its route found, and the exchange with the backend."""
+
+from __future__ import annotations
+
+from trioproxy.config.model import Site
+from trioproxy.errors import InvalidName, RequestError
+from trioproxy.http.messages import RequestHead
+from trioproxy.names import split_authority
+from trioproxy.proxy.client import Client
+from trioproxy.proxy.context import ProxyContext, Visit
+from trioproxy.proxy.exchange import exchange
+from trioproxy.routing import RouteTable
+
+
+async def answer_site(ctx: ProxyContext, visit: Visit, request: RequestHead, client: Client) -> None:
+    """Answer one request that came over a terminated connection.
+
+    Raises:
+        RequestError: with the status to answer: 421 for an authority that does not belong here, 404 for no route.
+        UpstreamError: the backend failed before its response was passed on.
+        ResponseAborted: it failed later.
+    """
+    snapshot = ctx.cell.current
+    site = _site_for(snapshot.routes, visit, request.authority)
+    await exchange(ctx, snapshot.config, visit, site, request, client)
+
+
+def requested_name(authority: bytes) -> str | None:
+    """The normalised host of an authority, None when it is empty (HTTP/1.0 without Host)."""
+    if not authority:
+        return None
+    try:
+        return split_authority(authority.decode("ascii"))[0]
+    except (InvalidName, UnicodeDecodeError):
+        raise RequestError("the Host header is not a host name") from None
+
+
+def _site_for(routes: RouteTable, visit: Visit, authority: bytes) -> Site:
+    name = requested_name(authority)
+    entry = visit.entry
+    if entry is None or (name is not None and not visit.may_ask_for(name, routes)):
+        raise RequestError(f"this connection is not for {name}", 421)
+    site = routes.entries.get(entry.name)  # looked up again: a reload may have changed it since the handshake
+    if not isinstance(site, Site):
+        raise RequestError(f"{entry.name} is no longer served here", 421)
+    return site

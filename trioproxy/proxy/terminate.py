@@ -1,0 +1,25 @@
+"""A site: TLS ends here, on the very socket whose ClientHello was looked at, with that site's own certificate."""
+
+from __future__ import annotations
+
+import trio
+
+from trioproxy.config.model import Site
+from trioproxy.net.listen import Peer
+from trioproxy.net.sock import Stream
+from trioproxy.proxy.context import ProxyContext, Visit
+from trioproxy.proxy.serve_h1 import serve_h1
+from trioproxy.proxy.site import answer_site
+
+
+async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, *, by_default: bool) -> None:
+    """Do the handshake with the context of `site`, then serve the protocol that ALPN chose.
+
+    Raises:
+        StreamError: the handshake failed, or the client was lost.
+    """
+    snapshot = ctx.cell.current
+    stream.deadline = trio.current_time() + snapshot.config.timeouts.hello
+    await stream.start_tls_server(snapshot.contexts.of(site))
+    stream.deadline = float("inf")
+    await serve_h1(ctx, stream, Visit(peer, "https", site, by_default), answer_site)
