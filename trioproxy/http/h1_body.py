@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
 from typing import Generic, Literal, NoReturn, TypeVar
 
 from trioproxy.config.model import Limits
 from trioproxy.http.fields import FieldError, parse_trailers
-from trioproxy.http.messages import End, Header, RequestHead, ResponseHead
+from trioproxy.http.headers import clean_trailers
+from trioproxy.http.messages import End, RequestHead, ResponseHead
 
 HeadT = TypeVar("HeadT", RequestHead, ResponseHead)
 
@@ -234,26 +234,3 @@ class MessageReader(ABC, Generic[HeadT]):
             self._too_large(partial)
         self._pos = len(data)
         return None
-
-
-_NOT_IN_TRAILERS = frozenset(
-    b"""
-    connection keep-alive proxy-connection te trailer transfer-encoding upgrade http2-settings content-length
-    host via forwarded x-real-ip expect max-forwards range if-match if-none-match if-modified-since
-    if-unmodified-since if-range cache-control pragma age date expires location retry-after vary warning
-    authorization proxy-authorization www-authenticate proxy-authenticate authentication-info
-    proxy-authentication-info cookie set-cookie content-encoding content-type content-range content-location
-    """.split()
-)
-
-
-def clean_trailers(trailers: Iterable[Header]) -> list[Header]:
-    """The trailer fields that may be passed on: none that frame, route, authorise or change a message's meaning.
-
-    RFC 9110 section 6.5.1; forwarding fields and spellings with `_` are dropped as in heads.
-    """
-    return [
-        field
-        for field in trailers
-        if (name := field[0].replace(b"_", b"-")) not in _NOT_IN_TRAILERS and not name.startswith(b"x-forwarded")
-    ]

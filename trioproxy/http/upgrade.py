@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from trioproxy.errors import UpstreamProtocolError
+from trioproxy.http.fields import options
+from trioproxy.http.messages import Headers
+
 _NEVER = (b"h2c", b"http", b"tls")
 """Protocols that would carry further requests past our eyes (h2c smuggling), or TLS inside TLS."""
 
@@ -16,6 +20,33 @@ def requested_upgrade(method: bytes, tokens: Iterable[bytes]) -> bytes | None:
         tokens: The members of Upgrade in lower case, in the client's order of preference.
     """
     for token in tokens:
-        if token.partition(b"/")[0] not in _NEVER and (token != b"websocket" or method == b"GET"):
+        name = token.partition(b"/")[0]
+        if name not in _NEVER and (name != b"websocket" or method == b"GET"):
             return token
     return None
+
+
+def upgrade_as_sent(headers: Headers, token: bytes) -> bytes:
+    """The spelling in which the client sent `token`: not every backend compares without regard to case."""
+    for name, value in headers:
+        if name == b"upgrade":
+            for member in value.split(b","):
+                if member.strip(b" \t").lower() == token:
+                    return member.strip(b" \t")
+    return token
+
+
+def accepted_upgrade(headers: Headers, token: bytes | None) -> bytes:
+    """The protocol that a 101 changes to, as the backend wrote it.
+
+    Args:
+        headers: Of the 101.
+        token: What the client asked for, in lower case.
+
+    Raises:
+        UpstreamProtocolError: it names no protocol, or another one (RFC 9110 section 7.8).
+    """
+    values = [value for name, value in headers if name == b"upgrade"]
+    if token is None or options(values) != [token]:
+        raise UpstreamProtocolError("101 for a protocol that was not asked for")
+    return values[0]

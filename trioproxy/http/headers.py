@@ -1,0 +1,281 @@
+"""The fields of a message on its way through us: what goes, what stays, what we add.
+
+The order is always the same: first everything is taken out that concerned the hop that ends here or that only we may
+say, then ours is put in. So nothing that a client names in Connection can remove what we add, and nothing that it
+makes up survives beside it.
+"""
+
+from __future__ import annotations
+
+import html
+import string
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import Enum
+from http import HTTPStatus
+
+import attrs
+
+from trioproxy.errors import RequestError
+from trioproxy.http.fields import options
+from trioproxy.http.messages import Header, Headers, RequestHead, ResponseHead
+from trioproxy.http.upgrade import accepted_upgrade, upgrade_as_sent
+
+_HOP_BY_HOP = frozenset(
+    b"""
+    connection keep-alive proxy-connection proxy-authenticate proxy-authorization proxy-authentication-info
+    te transfer-encoding upgrade http2-settings
+    """.split()
+)
+"""RFC 9110 section 7.6.1 and 11.7, RFC 7540 section 3.2.1. Trailer is none of them: it announces what we do pass on."""
+
+# Framing and Via are written anew. Proxy is a field that no one sends but to set HTTP_PROXY in a CGI (CVE-2016-5385).
+_FROM_US = frozenset(b"content-length host expect via forwarded x-real-ip proxy".split())
+
+_NOT_FROM_CLIENTS = _HOP_BY_HOP | _FROM_US
+_FORWARDING = b"x-forwarded"
+_NOT_FROM_BACKENDS = _HOP_BY_HOP | {b"content-length", b"via"}
+
+# Gateways from HTTP to environment variables know no difference between these, so a name is judged as they see it.
+_FOLDED = bytes(c if chr(c) in string.ascii_lowercase + string.digits else ord("-") for c in range(256))
+
+_USUAL_OPTIONS = frozenset((b"keep-alive", b"close", b"upgrade", b"te", b"http2-settings"))
+_METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+
+_NOT_IN_TRAILERS = _NOT_FROM_CLIENTS | frozenset(
+    b"""
+    trailer max-forwards range if-match if-none-match if-modified-since if-unmodified-since if-range
+    cache-control pragma age date expires location retry-after vary warning
+    authorization www-authenticate authentication-info cookie set-cookie
+    content-encoding content-type content-range content-location
+    """.split()
+)
+
+
+class Framing(Enum):
+    """How a response's body goes out to the client."""
+
+    EMPTY = "empty"
+    """Nothing follows the head, whatever Content-Length it carries."""
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    UNTIL_CLOSE = "until close"
+    """As it comes, and closing the connection ends it."""
+
+
+@attrs.frozen
+class Arrival:
+    """What is known about where a connection's requests come from.
+
+    Attributes:
+        client_ip: The client's address, IPv6 without brackets.
+        scheme: "https" or "http".
+        port: The port that clients use from outside.
+        fields: The forwarding fields that are the same for all its requests.
+        forwarded: The beginning of its Forwarded (RFC 7239), to which the host is added.
+    """
+
+    client_ip: str
+    scheme: str
+    port: int
+    fields: Headers = attrs.field(init=False, repr=False, eq=False)
+    forwarded: bytes = attrs.field(init=False, repr=False, eq=False)
+
+    @fields.default
+    def _make_fields(self) -> Headers:
+        address = self.client_ip.encode()
+        return [
+            (b"x-forwarded-for", address),
+            (b"x-forwarded-proto", self.scheme.encode()),
+            (b"x-forwarded-port", b"%d" % self.port),
+            (b"x-real-ip", address),
+        ]
+
+    @forwarded.default
+    def _make_forwarded(self) -> bytes:
+        # RFC 7239 section 6: an IPv6 address stands in brackets, and brackets want quotes.
+        node = f'"[{self.client_ip}]"' if ":" in self.client_ip else self.client_ip
+        return f"for={node};proto={self.scheme}".encode()
+
+
+def request_headers(head: RequestHead, arrival: Arrival, prefix: bytes | None, pseudonym: bytes) -> Headers:
+    """The fields of a request to a backend, Host first.
+
+    The body is framed by `head.body_length`: that many bytes, or chunks when it is None. Expect goes on, and the
+    backend's 100 comes back: only the backend knows whether it wants the body.
+
+    Args:
+        head: The client's request.
+        arrival: Where it came from. No peer's own forwarding fields are believed.
+        prefix: For X-Forwarded-Prefix, where the backend sees a path that lacks it.
+        pseudonym: Our name in Via, of this process alone, so that meeting it again is a loop.
+
+    Raises:
+        RequestError: 508, the request has been here before.
+    """
+    named: set[bytes] = set()
+    received = b""
+    length_sent = trailers_wanted = False
+    kept: Headers = [(b"host", head.authority)]
+    for field in head.headers:
+        name = field[0].translate(_FOLDED)
+        if name in _NOT_FROM_CLIENTS:
+            name, value = field
+            if name == b"connection":
+                named.update(options([value]))
+            elif name == b"via":
+                received += value + b", "
+            elif name == b"content-length":
+                length_sent = True
+            elif name == b"te":
+                trailers_wanted = trailers_wanted or b"trailers" in options([value])
+        elif not name.startswith(_FORWARDING):
+            kept.append(field)
+    if not named <= _USUAL_OPTIONS:
+        kept[1:] = [field for field in kept[1:] if field[0] not in named]
+    if received and pseudonym in received.replace(b",", b" ").split():
+        raise RequestError("the request comes back to this proxy", 508)
+
+    kept += arrival.fields
+    forwarded = arrival.forwarded
+    if head.authority:
+        kept.append((b"x-forwarded-host", head.authority))
+        forwarded += b';host="%b"' % head.authority
+    kept.append((b"forwarded", forwarded))
+    if prefix is not None:
+        kept.append((b"x-forwarded-prefix", prefix))
+    kept.append((b"via", received + _via(head, pseudonym)))
+
+    if head.expect_continue:
+        kept.append((b"expect", b"100-continue"))
+    if head.upgrade is not None:
+        kept += [(b"connection", b"upgrade"), (b"upgrade", upgrade_as_sent(head.headers, head.upgrade))]
+    elif trailers_wanted:
+        kept += [(b"connection", b"te"), (b"te", b"trailers")]  # RFC 9110 section 10.1.4 wants both
+    if head.body_length is None:
+        kept.append((b"transfer-encoding", b"chunked"))
+    elif head.body_length or length_sent or head.method in _METHODS_WITH_BODY:
+        kept.append((b"content-length", b"%d" % head.body_length))
+    return kept
+
+
+def response_headers(
+    head: ResponseHead, request: RequestHead, *, pseudonym: bytes, date: bytes, close: bool
+) -> tuple[Headers, Framing]:
+    """The fields of a response to an HTTP/1 client, and how its body is to be sent.
+
+    Also for heads below 200, which must not be sent to an HTTP/1.0 client at all (RFC 9110 section 15.2).
+
+    Args:
+        head: The backend's response.
+        request: The client's request.
+        pseudonym: Our name in Via.
+        date: For Date, when the backend sent none.
+        close: Whether this connection ends after the response. It does in any case when the request was its
+            last (`request.keep_alive`) or the framing is UNTIL_CLOSE.
+
+    Raises:
+        UpstreamProtocolError: a 101 that changes to another protocol than the client asked for.
+    """
+    named: set[bytes] = set()
+    received = b""
+    length_sent = b""
+    dated = False
+    kept: Headers = []
+    for field in head.headers:
+        name = field[0]
+        if name in _NOT_FROM_BACKENDS:
+            if name == b"connection":
+                named.update(options([field[1]]))
+            elif name == b"via":
+                received += field[1] + b", "
+            elif name == b"content-length":
+                length_sent = field[1]
+        else:
+            dated = dated or name == b"date"
+            kept.append(field)
+    if not named <= _USUAL_OPTIONS:
+        kept = [field for field in kept if field[0] not in named]
+        dated = b"date" not in named and dated
+    kept.append((b"via", received + _via(head, pseudonym)))
+
+    status = head.status
+    if status < 200:
+        if status == 101:
+            kept += [(b"connection", b"upgrade"), (b"upgrade", accepted_upgrade(head.headers, request.upgrade))]
+        return kept, Framing.EMPTY
+    if not dated:
+        kept.append((b"date", date))
+    if request.method == b"HEAD" or status in (204, 304):
+        framing = Framing.EMPTY
+        if length_sent and status != 204:  # RFC 9110 section 8.6 forbids it there
+            kept.append((b"content-length", length_sent))
+    elif head.body_length is not None:
+        framing = Framing.LENGTH
+        kept.append((b"content-length", b"%d" % head.body_length))
+    elif request.http_version == (1, 1):
+        framing = Framing.CHUNKED
+        kept.append((b"transfer-encoding", b"chunked"))
+    else:
+        framing = Framing.UNTIL_CLOSE
+    if close or not request.keep_alive or framing is Framing.UNTIL_CLOSE:
+        kept.append((b"connection", b"close"))
+    elif request.http_version == (1, 0):
+        kept.append((b"connection", b"keep-alive"))
+    return kept, framing
+
+
+def clean_trailers(trailers: Iterable[Header]) -> list[Header]:
+    """The trailer fields that may be passed on: none that frame, route, authorise or change a message's meaning.
+
+    RFC 9110 section 6.5.1; what only we may say and its look-alikes are dropped as in heads.
+    """
+    return [
+        field
+        for field in trailers
+        if (name := field[0].translate(_FOLDED)) not in _NOT_IN_TRAILERS and not name.startswith(_FORWARDING)
+    ]
+
+
+def reason_phrase(status: int) -> bytes:
+    """The usual phrase of a status, b"" for one that has none."""
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""
+
+
+def error_page(status: int, text: str) -> tuple[Headers, bytes]:
+    """A small HTML page for an answer of our own: its fields, and the body (which HEAD leaves out).
+
+    Args:
+        status: The answer's status.
+        text: What happened, for people; it is escaped.
+    """
+    title = f"{status} {reason_phrase(status).decode()}".rstrip()
+    body = (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f"<title>{title}</title>\n<h1>{title}</h1>\n<p>{html.escape(text)}</p>\n</html>\n"
+    ).encode()
+    return [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ], body
+
+
+_DAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+
+def http_date(timestamp: float) -> bytes:
+    """The value of Date (RFC 9110 section 5.6.7) at a Unix time; strftime() would write it in the locale's language."""
+    at = datetime.fromtimestamp(timestamp, UTC)
+    return (
+        f"{_DAYS[at.weekday()]}, {at.day:02} {_MONTHS[at.month - 1]} {at.year:04} "
+        f"{at.hour:02}:{at.minute:02}:{at.second:02} GMT"
+    ).encode()
+
+
+def _via(head: RequestHead | ResponseHead, pseudonym: bytes) -> bytes:
+    return b"%d.%d %b" % (*head.http_version, pseudonym)
