@@ -1,0 +1,175 @@
+"""config.toml -> `Config`, or every mistake in it at once.
+
+What a section may hold is said by a table: each key, and what reads its value. A key has the name of the attribute
+that it sets. `[passthrough]` and `[sites]` have host names for keys and are read in entries.py.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from trioproxy.config import syntax
+from trioproxy.config.entries import KEY_TYPES, Entries
+from trioproxy.config.model import Acme, Config, HostPort, Limits, Listen, Timeouts
+from trioproxy.config.reading import Key, Keys, Reading
+from trioproxy.config.values import (
+    directory,
+    duration,
+    email,
+    entry_name,
+    file_path,
+    integer,
+    listen_address,
+    near,
+    one_of,
+    quoted,
+    size,
+)
+from trioproxy.errors import ConfigError, Mistake
+
+SECTIONS: dict[str, Keys] = {
+    "listen": {
+        "https": Key(listen_address, many=True),
+        "http": Key(listen_address, many=True),
+        "public_https_port": Key(integer(1, 65535)),
+        "no_sni": Key(entry_name, empty=True),
+    },
+    "acme": {
+        "email": Key(email, empty=True),
+        "directory": Key(directory),
+        "ca_file": Key(file_path, empty=True),
+        "key_type": Key(one_of(*KEY_TYPES)),
+    },
+    "timeouts": {key: Key(duration) for key in ("hello", "header", "connect", "response", "idle", "tunnel", "drain")},
+    "limits": {
+        "header_size": Key(size(1024, 1024**2)),
+        "header_fields": Key(integer(10, 10_000)),
+    },
+    "storage": {"path": Key(file_path, empty=True)},
+    "control": {"socket": Key(file_path, empty=True)},
+    "log": {"level": Key(one_of("debug", "info", "warning", "error"))},
+}
+
+ENTRIES = ("passthrough", "sites")
+
+BELONGS = {key: section for section, keys in reversed(SECTIONS.items()) for key in keys}
+"""The section of a key that was found in a wrong one."""
+
+
+def load(path: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds mistakes; all of them are in the error.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as exc:
+        raise ConfigError(path, (Mistake(0, "", "there is no such file"),)) from exc
+    except OSError as exc:
+        raise ConfigError(path, (Mistake(0, "", f"cannot be read: {exc.strerror}"),)) from exc
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        line = raw.count(b"\n", 0, exc.start) + 1
+        raise ConfigError(path, (Mistake(line, "", "no UTF-8: save the file in that encoding"),)) from exc
+    return parse(text, path, os.environ, os.geteuid())
+
+
+def parse(text: str, path: Path, environ: Mapping[str, str], euid: int) -> Config:
+    """The configuration in `text`.
+
+    Args:
+        text: TOML.
+        path: Where it was read, for messages and as the place that relative paths in it count from.
+        environ: The process's environment, which the default of `storage.path` depends on.
+        euid: Its effective user, likewise.
+
+    Raises:
+        ConfigError: `text` holds mistakes; all of them are in the error, by line.
+    """
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(path, (syntax.explain(text, exc),)) from exc
+    reading = Reading(text, path.parent, BELONGS)
+    config = _config(reading, document, path, environ, euid)
+    if reading.mistakes:
+        raise ConfigError(path, tuple(sorted(reading.mistakes, key=lambda mistake: mistake.line)))
+    return config
+
+
+def _config(reading: Reading, document: dict[str, object], path: Path, environ: Mapping[str, str], euid: int) -> Config:
+    for name in document:
+        if name not in SECTIONS and name not in ENTRIES:
+            _unknown_section(reading, name)
+    found = {name: reading.table((name,), document.get(name, {}), keys) for name, keys in SECTIONS.items()}
+
+    listen = Listen(**found["listen"], https_written="https" in found["listen"], http_written="http" in found["listen"])
+    _check_listen(reading, listen)
+    acme = Acme(**found["acme"])
+    entries = Entries(reading, listen, acme.key_type)
+    entries.read_passthrough(document.get("passthrough", {}))
+    entries.read_sites(document.get("sites", {}))
+    if not reading.mistakes and not entries.passthrough and not entries.sites:
+        reading.wrong((), "no name is configured: write one under [passthrough] or [sites]")
+    _check_no_sni(reading, listen.no_sni, entries)
+
+    storage = found["storage"].get("path") or _default_storage(reading, environ, euid)
+    return Config(
+        path=path,
+        listen=listen,
+        acme=acme,
+        passthrough=entries.passthrough,
+        sites=entries.sites,
+        timeouts=Timeouts(**found["timeouts"]),
+        limits=Limits(**found["limits"]),
+        storage=storage,
+        control_socket=found["control"].get("socket", storage / "control.sock"),
+        log_level=found["log"].get("level", "info"),
+    )
+
+
+def _unknown_section(reading: Reading, name: str) -> None:
+    if "." in name:
+        meant = f"[sites.{quoted(name)}]"
+        reading.wrong((name,), f"a host name stands in a section: {meant}, or [passthrough.{quoted(name)}]")
+    else:
+        reading.unknown((name,), (*SECTIONS, *ENTRIES))
+
+
+def _check_listen(reading: Reading, listen: Listen) -> None:
+    if not listen.https:
+        reading.wrong(("listen", "https"), 'write at least one address, such as "0.0.0.0:443"')
+    seen: dict[HostPort, str] = {}
+    for key in ("https", "http"):
+        for index, address in enumerate(getattr(listen, key)):
+            if address in seen:
+                reading.wrong(("listen", key, index), f"{quoted(str(address))} is in listen.{seen[address]} already")
+            elif address.port:  # any number of listeners may ask for a free port
+                seen[address] = key
+
+
+def _check_no_sni(reading: Reading, name: str, entries: Entries) -> None:
+    names = (*entries.passthrough, *entries.sites)
+    # A name whose own entry is wrong has been reported there.
+    if name and name not in names and not entries.knows(name):
+        problem = f"{quoted(name)} is neither a site nor a passthrough entry{near(name, names)}"
+        reading.wrong(("listen", "no_sni"), problem)
+
+
+def _default_storage(reading: Reading, environ: Mapping[str, str], euid: int) -> Path:
+    if given := environ.get("STATE_DIRECTORY", "").partition(":")[0]:  # systemd.exec(5)
+        return Path(given)
+    if euid == 0:
+        return Path("/var/lib/trioproxy")
+    data = environ.get("XDG_DATA_HOME", "")
+    if data.startswith("/"):  # the XDG Base Directory Specification: a relative one is to be ignored
+        return Path(data, "trioproxy")
+    if home := environ.get("HOME", ""):
+        return Path(home, ".local/share/trioproxy")
+    reading.wrong(("storage", "path"), "write a folder for keys and certificates: there is no $HOME to keep them in")
+    return Path("trioproxy")

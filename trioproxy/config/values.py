@@ -1,0 +1,354 @@
+"""What a single value of the configuration may be.
+
+Each reader takes what TOML gave and returns a value in the model's own type, or raises `Wrong`, which says what would
+be right. None converts silently: `1` is no text and `"1"` no number, because a file that says one thing and means
+another is noticed only on the day it hurts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, HostPort, Target
+from trioproxy.errors import InvalidName, TrioproxyError
+from trioproxy.names import MAX_NAME, normalise
+
+Reader = Callable[[Any], Any]
+"""What reads a value, whatever TOML made of it."""
+
+CAS = {"letsencrypt": LETSENCRYPT, "zerossl": ZEROSSL}
+"""Certificate authorities that `acme.directory` may name by a word."""
+
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+
+# Nine digits keep every product finite and are more than anybody's file needs.
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
+_SIZE = re.compile(r"([0-9]{1,9})(B|KiB|MiB|GiB)")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL)
+
+# RFC 6068 and RFC 8555 section 7.3: a contact is one plain address. What a mailto URL would have to escape is left out.
+_LOCAL_PART = re.compile(r"[A-Za-z0-9.!#$&'*+/=^_`{|}~-]{1,64}")
+
+_PCHAR = r"[A-Za-z0-9._~!$&'()*+,;=:@-]"  # RFC 3986 section 3.3, without percent-encodings
+_PREFIX = re.compile(rf"/(?:{_PCHAR}+/)*{_PCHAR}*")
+_PATH = re.compile(rf"/(?:(?:{_PCHAR}|%[0-9A-Fa-f]{{2}})+/)*(?:{_PCHAR}|%[0-9A-Fa-f]{{2}})*")
+
+# Backends are called by names that no certificate could carry, too: Docker's have underscores.
+_BACKEND_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_BACKEND = re.compile(rf"{_BACKEND_LABEL}(?:\.{_BACKEND_LABEL})*")
+
+
+class Wrong(TrioproxyError):
+    """A value that cannot be used; the text says why and what would be right. Never leaves `config`."""
+
+
+# ---- saying it ----------------------------------------------------------------------------------------
+
+
+def quoted(text: str) -> str:
+    """`text` in quotes for a message of one line: what cannot be seen is escaped."""
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "hello"?` when one of `known` is much like `word`, else ""."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f"; did you mean {quoted(close[0])}?" if close else ""
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return "a text"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "a table"
+    return "a date or time"
+
+
+# ---- plain values -------------------------------------------------------------------------------------
+
+
+def text(value: object) -> str:
+    """A text without anything that cannot be seen: line breaks, control and bidi characters."""
+    if not isinstance(value, str):
+        raise Wrong(f"write one text in quotes, not {_kind(value)}")
+    if not value.isprintable():
+        raise Wrong(f"{quoted(value)} holds a line break or another character that cannot be seen: leave it out")
+    return value
+
+
+def one_of(*words: str) -> Reader:
+    """A reader of one of `words`."""
+
+    def read(value: object) -> str:
+        word = text(value)
+        if word not in words:
+            raise Wrong(f"{quoted(word)} is none of {', '.join(map(quoted, words))}{near(word, words)}")
+        return word
+
+    return read
+
+
+def integer(low: int, high: int) -> Reader:
+    """A reader of whole numbers from `low` to `high`."""
+
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise Wrong(f"write a whole number without quotes, not {_kind(value)}")
+        if not low <= value <= high:
+            raise Wrong(f"{value} is not between {low} and {high}")
+        return value
+
+    return read
+
+
+def duration(value: object) -> float:
+    """Seconds, from `"10s"`, `"5m"` and the like; `math.inf` from `"off"`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        meant = f"{value}s" if value > 0 and _DURATION.fullmatch(f"{value}s") else "10s"
+        raise Wrong(f"write a duration in quotes with its unit, such as {quoted(meant)}")
+    word = text(value)
+    if word == "off":
+        return math.inf
+    found = _DURATION.fullmatch(word)
+    if not found:
+        raise Wrong(f'{quoted(word)} is no duration: write a number and ms, s, m, h or d, such as "10s", or "off"')
+    seconds = float(found[1]) * SECONDS[found[2]]
+    if seconds == 0:
+        raise Wrong(f'{quoted(word)} would end everything at once: write "off" if there should be no limit')
+    return seconds
+
+
+def size(low: int, high: int) -> Reader:
+    """A reader of sizes such as `"64KiB"`, as bytes from `low` to `high`."""
+
+    def read(value: object) -> int:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise Wrong('write a size in quotes with its unit, such as "64KiB"')
+        word = text(value)
+        found = _SIZE.fullmatch(word)
+        if not found:
+            raise Wrong(f'{quoted(word)} is no size: write a whole number and B, KiB, MiB or GiB, such as "64KiB"')
+        number = int(found[1]) * BYTES[found[2]]
+        if not low <= number <= high:
+            raise Wrong(f"{quoted(word)} is not between {_size(low)} and {_size(high)}")
+        return number
+
+    return read
+
+
+def _size(number: int) -> str:
+    unit = max((u for u in BYTES if number % BYTES[u] == 0), key=BYTES.__getitem__)
+    return f'"{number // BYTES[unit]}{unit}"'
+
+
+def file_path(value: object) -> Path:
+    """The path of a file or folder, as written."""
+    word = text(value)
+    if not word:
+        raise Wrong("write the path of a file")
+    return Path(word)
+
+
+# ---- names and addresses ------------------------------------------------------------------------------
+
+
+def entry_name(value: object) -> str:
+    """The name of a site or passthrough entry: a host name, `*.` and a host name, or `*`; normalised."""
+    if not isinstance(value, str):
+        raise Wrong(f"write one name in quotes, not {_kind(value)}")
+    if value == CATCH_ALL:
+        return value
+    if value.startswith("*."):
+        return "*." + _host_name(value[2:])
+    if "*" in value:
+        raise Wrong(f'{quoted(value)}: a wildcard stands for the whole first label, such as "*.myname.com"')
+    return _host_name(value)
+
+
+def _host_name(name: str) -> str:
+    try:
+        return normalise(_ascii(name))
+    except InvalidName:
+        pass
+    if _address(name.strip("[]")) is not None:
+        raise Wrong(f"{quoted(name)} is an IP address, and clients name no address: use the host's name")
+    bare = re.sub(r"^[A-Za-z]+://", "", name).partition("/")[0].rpartition("@")[2]
+    bare = re.sub(r":[0-9]*$", "", bare)
+    try:
+        remedy = f"write the name alone, {quoted(normalise(_ascii(bare)))}"
+    except (InvalidName, Wrong):
+        remedy = "its labels are letters, digits and hyphens, joined by dots"
+    raise Wrong(f"{quoted(name)} is no host name: {remedy}")
+
+
+def _ascii(name: str) -> str:
+    """A name in A-labels (RFC 5891), lower-cased as UTS 46 says."""
+    if name.isascii():
+        return name
+    import idna  # here, because most files have no such name, and its tables take their time
+
+    try:
+        return idna.encode(name, uts46=True).decode()
+    except idna.IDNAError as exc:
+        raise Wrong(f"{quoted(name)} is no host name: {quoted(str(exc))[1:-1]}") from None
+
+
+def _address(literal: str) -> str | None:
+    """An IP address as its canonical text; None when it is none, or one that is only valid on one interface."""
+    try:
+        return str(ipaddress.ip_address(literal)) if "%" not in literal else None
+    except ValueError:
+        return None
+
+
+def _backend_host(host: str) -> str:
+    """Where to connect to: an IP address or a name, normalised."""
+    if address := _address(host):
+        return address
+    name = _ascii(host).lower().removesuffix(".")
+    if len(name) > MAX_NAME or not _BACKEND.fullmatch(name):
+        raise Wrong(f"{quoted(host)} is neither a host name nor an IP address")
+    if name.rpartition(".")[2].isdigit():
+        raise Wrong(f"{quoted(host)} is no IP address: four numbers from 0 to 255, joined by dots")
+    return name
+
+
+def _split_port(word: str) -> tuple[str, str | None]:
+    """Host (without brackets) and port of `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address."""
+    if word.startswith("["):
+        host, bracket, rest = word[1:].partition("]")
+        address = _address(host)
+        if not bracket or address is None or ":" not in address or (rest and not rest.startswith(":")):
+            raise Wrong(f'{quoted(word)} is no IPv6 address: write it as "[2001:db8::1]" or "[2001:db8::1]:443"')
+        return address, rest[1:] if rest else None
+    if word.count(":") > 1:
+        if (address := _address(word)) is None:
+            raise Wrong(f'{quoted(word)} is no address: write "host:port", and IPv6 as "[2001:db8::1]:443"')
+        return address, None
+    host, colon, port = word.partition(":")
+    return host, port if colon else None
+
+
+def _port(port: str, word: str, low: int = 1) -> int:
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and low <= int(port) < 65536):
+        raise Wrong(f"{quoted(word)}: {quoted(port)} is no port: write a number from 1 to 65535")
+    return int(port)
+
+
+def address(default_port: int) -> Reader:
+    """A reader of where to connect to, `host[:port]`."""
+
+    def read(value: object) -> HostPort:
+        word = text(value)
+        if url := _URL.fullmatch(word):
+            host = url[2].rpartition("@")[2]
+            raise Wrong(f"write host and port without {quoted(url[1] + '://')}: {quoted(host or '10.1.2.3:443')}")
+        host, port = _split_port(word)
+        return HostPort(_backend_host(host), default_port if port is None else _port(port, word))
+
+    return read
+
+
+def listen_address(value: object) -> HostPort:
+    """An IP address and a port to listen on; port 0 is any that is free."""
+    word = text(value)
+    remedy = 'write an IP address and a port, such as "0.0.0.0:443" or "[::]:443" (every address of this machine)'
+    if word.startswith((":", "*:")) or word.isdigit():
+        raise Wrong(f"{quoted(word)} names no address: {remedy}")
+    host, port = _split_port(word)
+    if (literal := _address(host)) is None:
+        raise Wrong(f"{quoted(word)} names no address: {remedy}")
+    if port is None:
+        raise Wrong(f"{quoted(word)} names no port: {remedy}")
+    return HostPort(literal, _port(port, word, low=0))
+
+
+# ---- URLs and the like --------------------------------------------------------------------------------
+
+
+def target(value: object) -> Target:
+    """Where a route leads: `http://host[:port][/path]`, or https."""
+    word = text(value)
+    url = _URL.fullmatch(word)
+    if not url:
+        remedy = quoted("http://" + word) if word and "/" not in word.partition("/")[0] else '"http://10.2.3.4"'
+        raise Wrong(f"{quoted(word)} is no target: write it with http:// or https://, such as {remedy}")
+    scheme = url[1].lower()
+    if "@" in url[2]:
+        raise Wrong("a target holds no user name or password: leave out what stands before the @")
+    if scheme not in ("http", "https"):
+        raise Wrong(f"{quoted(scheme + '://')} is no scheme of a target: write http:// or https://")
+    if url[4] is not None or url[5] is not None:
+        raise Wrong(f"{quoted(word)}: a target has neither ? nor #: leave out what begins with it")
+    host, port = _split_port(url[2])
+    number = {"http": 80, "https": 443}[scheme] if port is None else _port(port, word)
+    path = url[3]
+    if path and (not _PATH.fullmatch(path) or _has_dots(path)):
+        raise Wrong(f"{quoted(path)} is no path of a target: no //, . or .. in it, and other characters as %XX")
+    return Target("https" if scheme == "https" else "http", _backend_host(host), number, path or None)
+
+
+def route_prefix(key: str) -> str:
+    """The path prefix of a route, which the keys of a site that begin with "/" are."""
+    if "*" in key:
+        raise Wrong(f"a route is a prefix and needs no *: write {quoted(key.partition('*')[0])}")
+    if not _PREFIX.fullmatch(key) or _has_dots(key):
+        raise Wrong("no route can be that: letters, digits and punctuation, but no %, ?, #, space, //, . or .. in it")
+    return key
+
+
+def _has_dots(path: str) -> bool:
+    return any(segment in (".", "..") for segment in path.split("/"))
+
+
+def email(value: object) -> str:
+    """An e-mail address, for the CA."""
+    word = text(value)
+    local, _, domain = word.rpartition("@")
+    if _LOCAL_PART.fullmatch(local):
+        try:
+            return f"{local}@{normalise(_ascii(domain))}"
+        except (InvalidName, Wrong):
+            pass
+    raise Wrong(f'{quoted(word)} is no e-mail address: write one such as "me@myname.com"')
+
+
+def directory(value: object) -> str:
+    """The URL of an ACME directory, or the word for one."""
+    word = text(value)
+    if word in CAS:
+        return CAS[word]
+    url = _URL.fullmatch(word)
+    if not url:
+        words = " or ".join(map(quoted, CAS))
+        raise Wrong(f"{quoted(word)} is no directory: write {words}, or the URL of another one{near(word, CAS)}")
+    if "@" in url[2] or url[5] is not None:
+        raise Wrong("the URL of a directory holds neither a user name nor a #: leave them out")
+    host, port = _split_port(url[2])
+    host = _backend_host(host)
+    if port is not None:
+        _port(port, word)
+    scheme = url[1].lower()
+    if scheme != "https" and not (scheme == "http" and is_loopback(host)):
+        raise Wrong(f"{quoted(word)}: a directory is asked over https:// alone")
+    return word
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a normalised host is this machine itself."""
+    if literal := _address(host):
+        return ipaddress.ip_address(literal).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
