@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import ssl
 from pathlib import Path
+from typing import Self
 
 import attrs
 import trio
@@ -58,9 +59,8 @@ class _Origin:
 
     @property
     def authority(self) -> bytes:
-        host, port = self.address.host, self.address.port
-        default = port == _DEFAULT_PORTS[self.scheme]
-        return (f"[{host}]" if ":" in host and default else host if default else str(self.address)).encode("ascii")
+        """What Host says (RFC 9110 section 7.2): without the port where it is the scheme's own."""
+        return str(self.address).removesuffix(f":{_DEFAULT_PORTS[self.scheme]}").encode("ascii")
 
 
 @attrs.define
@@ -71,7 +71,7 @@ class _Connection:
 
 
 class HttpClient:
-    """Asks servers over connections of its own.
+    """Asks servers over connections of its own; a context manager that closes those it keeps.
 
     Args:
         reaper: Looks after the streams.
@@ -83,6 +83,12 @@ class HttpClient:
         self._ca_file = ca_file
         self._context: ssl.SSLContext | None = None
         self._idle: dict[_Origin, list[_Connection]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     async def request(self, method: bytes, url: str, headers: Headers, body: bytes = b"") -> Response:
         """Send one request and read the whole response; redirects are answers like any other.
@@ -179,26 +185,24 @@ def _split(url: str) -> tuple[_Origin, bytes]:
 
 
 async def _exchange(connection: _Connection, method: bytes, message: bytes) -> Response:
-    stream, reader = connection.stream, connection.reader
-    reader.expect(method)
-    await stream.send_all(message)
-    final: ResponseHead | None = None
+    connection.reader.expect(method)
+    await connection.stream.send_all(message)
+    head = await _next(connection)
+    while not isinstance(head, ResponseHead) or head.status < 200:  # those below announce the one that counts
+        head = await _next(connection)
     body = bytearray()
-    while True:
-        event = reader.next()
-        if event is None:
-            data = await stream.receive_some()
-            if data:
-                reader.feed(data)
-            else:
-                reader.feed_eof()
-        elif isinstance(event, ResponseHead):
-            if event.status >= 200:  # those below announce the one that counts
-                final = event
-        elif isinstance(event, End):
-            assert final is not None, "the reader gives a head before the end"
-            return Response(final.status, final.headers, bytes(body))
+    while isinstance(piece := await _next(connection), bytes):
+        body += piece
+        if len(body) > MAX_BODY:
+            raise UpstreamProtocolError(f"a response of more than {MAX_BODY} bytes")
+    return Response(head.status, head.headers, bytes(body))
+
+
+async def _next(connection: _Connection) -> ResponseHead | bytes | End:
+    while (event := connection.reader.next()) is None:
+        data = await connection.stream.receive_some()
+        if data:
+            connection.reader.feed(data)
         else:
-            body += event
-            if len(body) > MAX_BODY:
-                raise UpstreamProtocolError(f"a response of more than {MAX_BODY} bytes")
+            connection.reader.feed_eof()
+    return event
