@@ -1,0 +1,85 @@
+"""What the documents show must work: users copy it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.conftest import needs
+from trioproxy.config.load import load
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COPIED = ["README.md", "docs/getting-started.md"]
+"""Pages whose configurations are shown to be copied whole; docs/configuration.md also shows parts and mistakes."""
+
+STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", COPIED)
+def test_configurations_have_no_mistakes(page: str, tmp_path: Path) -> None:
+    shown = blocks(ROOT / page, "toml")
+    assert shown
+    for number, text in enumerate(shown):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(text)
+        load(file)
+
+
+def test_the_readme_shows_the_scene_in_seven_lines() -> None:
+    assert len(blocks(ROOT / "README.md", "toml")[0].splitlines()) == 7
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    text = without_code(page)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    local = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_the_make_targets_that_are_named_exist() -> None:
+    named = {target for page in PAGES for target in re.findall(r"(?:`|^)make (\w+)", page.read_text(), re.MULTILINE)}
+    assert named
+    assert named <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_the_two_pictures_differ_in_colour_only() -> None:
+    def bare(name: str) -> str:
+        return re.sub(r"#[0-9a-f]{6}", "#", (ROOT / "docs/pictures" / name).read_text())
+
+    assert bare("scene-light.svg") == bare("scene-dark.svg")
+
+
+@needs("nginx")
+def test_nginx_accepts_the_configuration_that_it_is_compared_by(tmp_path: Path) -> None:
+    [text] = blocks(ROOT / "README.md", "nginx")
+    pair = tmp_path / "pair.pem"
+    trustme.CA().issue_cert("cloud.myname.com").private_key_and_cert_chain_pem.write_to_path(pair)
+    text = re.sub(r"/etc/letsencrypt/\S+\.pem", str(pair), text)
+    # Who runs the tests may not bind ports below 1024, and nginx binds them even to check the file.
+    text = re.sub(r"listen (443|80)\b", r"listen 127.0.0.1:4\1", text)
+    text = re.sub(r"^include .*", f"load_module {STREAM_MODULE};" if STREAM_MODULE.exists() else "", text, flags=re.M)
+    for folder in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
+        option = "client_body_temp_path" if folder == "body" else f"{folder}_temp_path"
+        text = text.replace("http {\n", f"http {{\n    {option} {tmp_path / folder};\n", 1)
+    file = tmp_path / "nginx.conf"
+    file.write_text(f"pid {tmp_path / 'pid'};\nerror_log stderr;\n{text}")
+    done = subprocess.run(["nginx", "-t", "-c", file], capture_output=True, text=True, timeout=60, env=os.environ)
+    if 'unknown directive "stream"' in done.stderr:
+        pytest.skip("nginx has no stream module here (make test installs libnginx-mod-stream)")
+    assert done.returncode == 0, done.stderr
