@@ -65,6 +65,11 @@ class HelloError(TrioproxyError):
 
     alert: int | None = 50  # decode_error
 
+    def __init__(self, reason: str = "", alert: int | None = None) -> None:
+        super().__init__(reason)
+        if alert is not None:
+            self.alert = alert
+
 
 class NotTLS(HelloError):
     """The first bytes are no TLS record that could hold a ClientHello: SSLv2, HTTP, noise."""
@@ -98,6 +103,18 @@ class HelloTimeout(HelloError):
     """The ClientHello was not complete within `timeouts.hello`."""
 
     alert = 50
+
+
+class TruncatedHello(HelloError):
+    """The peer ended its direction before its ClientHello was complete."""
+
+    alert = None
+
+
+class SilentPeer(HelloError):
+    """A peer that sent nothing at all, until it left or its time was up: a port scan, a browser's spare connection."""
+
+    alert = None
 
 
 # ---- connections --------------------------------------------------------------------------------------

@@ -1,0 +1,244 @@
+"""The ClientHello: read as it comes, and asked for where its connection wants to go.
+
+Between the socket and a server name lie three grammars. A TLS *record* (RFC 8446 section 5.1) has a header of five
+bytes and up to 16 KiB of content; the contents of successive handshake records are one stream of bytes, in which a
+*handshake message* (section 4) has a header of four bytes; and that message, the ClientHello (section 4.1.2), holds
+vectors in vectors. Records and messages know nothing of each other's boundaries, and TCP nothing of either, so
+`ClientHelloReader` takes any piece of any size, keeps what it has understood, and looks at no byte twice. The vectors
+are read once, when the message is whole.
+
+What comes out decides which server a client talks to, and that server (OpenSSL in this process, anything behind a
+passthrough) will read the same bytes again. Were the two readings different, a client could choose by one and be served
+by the other. So everything that might be read in two ways is refused, although some servers accept it:
+
+- an empty handshake record, which OpenSSL skips (RFC 8446 section 5.1 forbids it);
+- an SSLv2 ClientHello, which OpenSSL still reads, and which cannot hold a name;
+- bytes after the ClientHello in its last record: OpenSSL refuses them in TLS 1.3 and cannot finish a TLS 1.2 handshake
+  that has them, since nothing that a client may say next can be known yet. What follows in a record of its own, such
+  as early data, is not ours to judge;
+- an extension that comes twice, whichever: OpenSSL refuses that only of extensions which it knows;
+- a server_name with anything but one host_name in it (RFC 6066 section 3).
+
+Only the first ClientHello counts. A client that is asked for another one (HelloRetryRequest) must repeat the name, and
+if it does not, it speaks to the server that the first one chose.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import attrs
+
+from trioproxy.errors import BadServerName, MalformedHello, NotTLS
+from trioproxy.names import normalise
+from trioproxy.wire.alerts import Alert
+
+MAX_HELLO = 64 * 1024
+"""Bytes on the wire that a ClientHello may take, record headers counted. Post-quantum key shares bring one to some
+2 KB; in records of one byte each, which is legal, that is 12."""
+
+MAX_RECORD = 1 << 14  # RFC 8446 section 5.1
+_RECORD_HEADER = 5
+_HANDSHAKE_RECORD = 22
+_CLIENT_HELLO = 1
+_MESSAGE_HEADER = 4
+_VERSION_AND_RANDOM = 2 + 32
+_LEAST = _MESSAGE_HEADER + _VERSION_AND_RANDOM + 1 + (2 + 2) + (1 + 1)  # no session id, one suite, one compression
+_MAX_SESSION_ID = 32
+
+_SERVER_NAME = 0  # RFC 6066 section 3
+_ALPN = 16  # RFC 7301
+_ENCRYPTED_CLIENT_HELLO = 0xFE0D  # RFC 9849
+_EXTENSION = struct.Struct("!HH")  # its type and its length
+_HOST_NAME = 0  # the only NameType there ever was
+
+
+@attrs.frozen
+class ClientHello:
+    """What the proxy wants to know of a ClientHello.
+
+    Attributes:
+        server_name: The host name of the server_name extension, normalised; None when there is no such extension.
+        alpn: The protocols that the client offers by ALPN, in its order; empty when it offers none.
+        size: Bytes on the wire of the records that hold it.
+        encrypted_client_hello: Whether it has an encrypted inner one (or pretends to, as browsers do). Then
+            `server_name` is the outer, public name.
+    """
+
+    server_name: str | None
+    alpn: tuple[bytes, ...]
+    size: int
+    encrypted_client_hello: bool
+
+
+class ClientHelloReader:
+    """Reads one ClientHello from the first bytes of a connection. After a value or an error it is used up."""
+
+    __slots__ = ("_header", "_left", "_message", "_taken", "_total")
+
+    def __init__(self) -> None:
+        self._header = bytearray()  # of the record that begins, until it is whole
+        self._left = 0  # bytes that the present record still lacks
+        self._message = bytearray()
+        self._total = 0  # length of the whole message, once its header is there
+        self._taken = 0
+
+    @property
+    def missing(self) -> int:
+        """How many bytes must come, at least, before the ClientHello can be whole; 1 or more.
+
+        It is exact for a ClientHello in one record, and too small only by the headers of records which are smaller
+        than they could be.
+        """
+        lacking = (self._total or _LEAST) - len(self._message)
+        beyond = max(0, lacking - self._left)  # must come in records whose header is not there yet
+        return self._left + beyond + -(-beyond // MAX_RECORD) * _RECORD_HEADER - len(self._header)
+
+    def feed(self, data: bytes | memoryview) -> ClientHello | None:
+        """Take the next bytes. What lies behind the ClientHello is ignored.
+
+        Returns:
+            The ClientHello, or None when more bytes are needed.
+
+        Raises:
+            NotTLS: it does not begin like a TLS handshake.
+            MalformedHello: it breaks the grammar, or is larger than `MAX_HELLO`.
+            BadServerName: it has no usable host name where it should have one.
+        """
+        view = memoryview(data)
+        at = 0
+        while at < len(view):
+            if not self._left:
+                at += self._take_header(view[at : at + _RECORD_HEADER - len(self._header)])
+                continue
+            content = view[at : at + self._left]
+            at += len(content)
+            self._taken += len(content)
+            self._left -= len(content)
+            self._message += content
+            if self._message_is_whole():
+                return _parse(bytes(self._message), self._taken)
+        return None
+
+    def _take_header(self, piece: memoryview) -> int:
+        header = self._header
+        header += piece
+        self._taken += len(piece)
+        first = not self._message
+        if header[0] != _HANDSHAKE_RECORD:
+            if first:
+                raise NotTLS(f"the first byte is 0x{header[0]:02x}, which begins no TLS handshake")
+            raise MalformedHello(f"a record of type {header[0]} inside the ClientHello", Alert.UNEXPECTED_MESSAGE)
+        if len(header) > 1 and header[1] != 3:  # any minor version: RFC 8446 section 5.1
+            if first:
+                raise NotTLS(f"the second byte is 0x{header[1]:02x}, which is no version of TLS")
+            raise MalformedHello("a record of another version inside the ClientHello", Alert.PROTOCOL_VERSION)
+        if len(header) == _RECORD_HEADER:
+            length = int.from_bytes(header[3:], "big")
+            if not length:
+                raise MalformedHello("an empty handshake record", Alert.UNEXPECTED_MESSAGE)
+            if length > MAX_RECORD:
+                raise MalformedHello(f"a record of {length} bytes", Alert.RECORD_OVERFLOW)
+            header.clear()
+            self._left = length
+            self._check_size()
+        return len(piece)
+
+    def _message_is_whole(self) -> bool:
+        message = self._message
+        if message[0] != _CLIENT_HELLO:
+            raise MalformedHello(f"a handshake message of type {message[0]}", Alert.UNEXPECTED_MESSAGE)
+        if not self._total:
+            if len(message) < _MESSAGE_HEADER:
+                return False
+            self._total = _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER], "big")
+            if self._total < _LEAST:
+                raise MalformedHello("the ClientHello is too short to be one")
+            self._check_size()
+        if len(message) + self._left > self._total:
+            raise MalformedHello("bytes after the ClientHello in its record", Alert.UNEXPECTED_MESSAGE)
+        return len(message) == self._total
+
+    def _check_size(self) -> None:
+        if self._taken + self.missing > MAX_HELLO:
+            raise MalformedHello(f"a ClientHello of more than {MAX_HELLO} bytes")
+
+
+def _parse(message: bytes, size: int) -> ClientHello:
+    session_id, at = _vector(message, _MESSAGE_HEADER + _VERSION_AND_RANDOM, 1)
+    suites, at = _vector(message, at, 2)
+    compressions, at = _vector(message, at, 1)
+    if len(session_id) > _MAX_SESSION_ID or not suites or len(suites) % 2 or not compressions:
+        raise MalformedHello("a session id, cipher suites or compression methods of a wrong length")
+    if at == len(message):  # as clients wrote it before TLS 1.2
+        return ClientHello(None, (), size, encrypted_client_hello=False)
+    block, at = _vector(message, at, 2)
+    if at != len(message):
+        raise MalformedHello("bytes after the extensions")
+    extensions = _extensions(block)
+    name = extensions.get(_SERVER_NAME)
+    alpn = extensions.get(_ALPN)
+    return ClientHello(
+        None if name is None else _server_name(name),
+        () if alpn is None else _protocols(alpn),
+        size,
+        encrypted_client_hello=_ENCRYPTED_CLIENT_HELLO in extensions,
+    )
+
+
+def _vector(data: bytes, at: int, width: int) -> tuple[bytes, int]:
+    """The vector (RFC 8446 section 3.4) at `at`, whose length is written in `width` bytes, and where it ends."""
+    start = at + width
+    end = start + int.from_bytes(data[at:start], "big")
+    if end > len(data):
+        raise MalformedHello("a length that reaches beyond what holds it")
+    return data[start:end], end
+
+
+def _extensions(block: bytes) -> dict[int, bytes]:
+    extensions: dict[int, bytes] = {}
+    at = 0
+    while at < len(block):
+        if len(block) - at < _EXTENSION.size:
+            raise MalformedHello("an extension without room for its length")
+        kind, length = _EXTENSION.unpack_from(block, at)
+        start = at + _EXTENSION.size
+        at = start + length
+        if at > len(block):
+            raise MalformedHello("an extension that reaches beyond the others")
+        if kind in extensions:
+            if kind == _SERVER_NAME:
+                raise BadServerName("two server_name extensions")
+            raise MalformedHello(f"extension {kind} comes twice", Alert.ILLEGAL_PARAMETER)
+        extensions[kind] = block[start:at]
+    return extensions
+
+
+def _server_name(content: bytes) -> str:
+    # The length of the list, one NameType, the length of the name, the name.
+    if (
+        len(content) < 5
+        or int.from_bytes(content[:2], "big") != len(content) - 2
+        or content[2] != _HOST_NAME
+        or int.from_bytes(content[3:5], "big") != len(content) - 5
+    ):
+        raise BadServerName("a server_name extension that holds something else than one host name")
+    name = content[5:]
+    try:
+        return normalise(name.decode("ascii"))
+    except ValueError as exc:  # InvalidName is one, and so is what `decode` raises
+        raise BadServerName(f"{name!r} is no host name") from exc
+
+
+def _protocols(content: bytes) -> tuple[bytes, ...]:
+    names, end = _vector(content, 0, 2)
+    if end != len(content) or not names:
+        raise MalformedHello("an ALPN extension that holds something else than one list")
+    protocols = []
+    at = 0
+    while at < len(names):
+        protocol, at = _vector(names, at, 1)
+        if not protocol:
+            raise MalformedHello("an empty protocol name in ALPN")
+        protocols.append(protocol)
+    return tuple(protocols)
