@@ -99,7 +99,7 @@ async def serving(*scripts: bytes, tls: ssl.SSLContext | None = None) -> AsyncIt
 
 @pytest.fixture
 async def http() -> AsyncIterator[HttpClient]:
-    with HttpClient(Reaper()) as client:
+    with HttpClient(None, Reaper()) as client:
         yield client
 
 
@@ -303,7 +303,7 @@ async def test_https_trusts_the_extra_certificates(authority: trustme.CA, tmp_pa
     ca_file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(ca_file)
     async with serving(OK, OK, tls=tls_for(authority, "127.0.0.1")) as server:
-        http = HttpClient(Reaper(), ca_file)
+        http = HttpClient(ca_file, Reaper())
         assert (await http.request(b"GET", f"https://127.0.0.1:{server.port}/", [])).body == b"ok"
         assert (await http.request(b"GET", f"https://127.0.0.1:{server.port}/", [])).body == b"ok"
         http.close()
@@ -316,7 +316,7 @@ async def test_https_refuses_a_stranger_before_a_byte_is_said(
 ) -> None:
     ca_file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(ca_file)
-    http = HttpClient(Reaper(), ca_file if trusted else None)
+    http = HttpClient(ca_file if trusted else None, Reaper())
     async with serving(OK, tls=tls_for(authority, *names)) as server:
         with pytest.raises(UpstreamUnreachable, match="CERTIFICATE_VERIFY_FAILED"):
             await http.request(b"GET", f"https://127.0.0.1:{server.port}/", [])
@@ -326,7 +326,7 @@ async def test_https_refuses_a_stranger_before_a_byte_is_said(
 async def test_a_body_that_tls_does_not_end_is_not_whole(authority: trustme.CA, tmp_path: Path) -> None:
     ca_file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(ca_file)
-    http = HttpClient(Reaper(), ca_file)
+    http = HttpClient(ca_file, Reaper())
     # `https_compatible` makes the server close without saying so in TLS, as an attacker who cuts the connection would.
     async with serving(b"HTTP/1.1 200 OK\r\n\r\nhalf", tls=tls_for(authority, "127.0.0.1")) as server:
         with pytest.raises(ConnectionLost):
@@ -337,4 +337,4 @@ async def test_a_file_that_holds_no_certificates_is_named(tmp_path: Path) -> Non
     ca_file = tmp_path / "ca.pem"
     ca_file.write_text("not a certificate")
     with pytest.raises(UpstreamUnreachable, match=r"ca\.pem"):
-        await HttpClient(Reaper(), ca_file).request(b"GET", "https://127.0.0.1:1/", [])
+        await HttpClient(ca_file, Reaper()).request(b"GET", "https://127.0.0.1:1/", [])

@@ -74,13 +74,13 @@ class HttpClient:
     """Asks servers over connections of its own; a context manager that closes those it keeps.
 
     Args:
+        ca_file: PEM certificates to trust beside those that the system trusts; None for no more than those.
         reaper: Looks after the streams.
-        ca_file: PEM certificates to trust beside those that the system trusts.
     """
 
-    def __init__(self, reaper: Reaper, ca_file: Path | None = None) -> None:
-        self._reaper = reaper
+    def __init__(self, ca_file: Path | None, reaper: Reaper) -> None:
         self._ca_file = ca_file
+        self._reaper = reaper
         self._context: ssl.SSLContext | None = None
         self._idle: dict[_Origin, list[_Connection]] = {}
 
