@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import attrs
 
 from trioproxy.challenges import ChallengeBoard
+from trioproxy.http.headers import Arrival, http_date
 from trioproxy.net.listen import Peer
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper, Stream
@@ -35,6 +38,21 @@ class Drain:
             stream.interrupt()
 
 
+class Dates:
+    """The value of Date, made once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._value = b""
+
+    def now(self) -> bytes:
+        """The present moment as Date wants it."""
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._value = second, http_date(second)
+        return self._value
+
+
 @attrs.frozen
 class ProxyContext:
     """The parts of a running proxy.
@@ -56,6 +74,7 @@ class ProxyContext:
     pool: Pool
     drain: Drain
     pseudonym: bytes
+    dates: Dates = attrs.field(factory=Dates)
 
 
 @attrs.frozen
@@ -64,13 +83,13 @@ class Visit:
 
     Attributes:
         peer: The client.
-        scheme: "https" or "http".
+        arrival: What backends are told about where it came from.
         entry: What its server name led to; None on port 80, where each request names its own.
         by_default: It came without a name, or by `*`: it may then ask for any authority that is configured nowhere.
     """
 
     peer: Peer
-    scheme: str
+    arrival: Arrival
     entry: Entry | None
     by_default: bool
 

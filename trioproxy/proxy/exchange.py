@@ -26,7 +26,7 @@ from trioproxy.errors import (
     UpstreamTimeout,
 )
 from trioproxy.http.h1 import encode_chunk, encode_last_chunk, encode_request_head
-from trioproxy.http.headers import Arrival, request_headers
+from trioproxy.http.headers import request_headers
 from trioproxy.http.messages import End, RequestHead, ResponseHead
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.client import Client
@@ -64,9 +64,7 @@ async def forward(
     ctx: ProxyContext, config: Config, visit: Visit, choice: Choice, request: RequestHead, client: Client
 ) -> None:
     """Send `request` where `choice` says and pass the response back. Raises as `exchange`."""
-    port = config.listen.public_https_port if visit.scheme == "https" else 80
-    arrival = Arrival(visit.peer.host, visit.scheme, port)
-    headers = request_headers(request, arrival, choice.prefix, ctx.pseudonym)
+    headers = request_headers(request, visit.arrival, choice.prefix, ctx.pseudonym)
     head = encode_request_head(request.method, choice.target, headers)
     first_body, whole = _collect(request, client, len(head))
     asking = _Asking(request, choice, client, config.timeouts, head + first_body, whole)
@@ -88,7 +86,7 @@ class _Stale(UpstreamError):
 
 def _collect(request: RequestHead, client: Client, size: int) -> tuple[bytes, bool]:
     """What has come of the request's body already, framed for the backend, and whether that is all of it."""
-    pieces = []
+    pieces: list[bytes] = []
     while size < SEND_AT_ONCE:
         piece = client.ready()
         if piece is None:
@@ -190,16 +188,16 @@ class _Asking:
         client.start(self._with_mapped_location(head))
         try:
             while not isinstance(event := reader.next(), End):
-                if event is None:
-                    await client.flush()
-                    await self._read_more(upstream)
-                else:
+                if isinstance(event, bytes):
                     client.body(event)
                     if client.pending() > SEND_AT_ONCE:
                         await client.flush()
+                else:
+                    await client.flush()
+                    await self._read_more(upstream)
         except UpstreamError as exc:
             raise ResponseAborted(str(exc)) from exc
-        self.clean = self.uploaded and head.keep_alive
+        self.clean = self.uploaded and reader.reusable
         client.end(event.trailers)
         await client.flush()
 
@@ -207,7 +205,7 @@ class _Asking:
         """The head of the final response, or of a 101; the other 1xx are passed on as they come."""
         while True:
             head = upstream.reader.next()
-            if head is None:
+            if not isinstance(head, ResponseHead):
                 await self.client.flush()
                 await self._read_more(upstream)
             elif head.status >= 200 or head.status == 101:

@@ -12,7 +12,7 @@ from trioproxy.net.dial import dial
 from trioproxy.net.peek import refuse
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.context import ProxyContext
-from trioproxy.wire.alerts import INTERNAL_ERROR
+from trioproxy.wire.alerts import Alert
 
 log = logging.getLogger("trioproxy.passthrough")
 
@@ -28,7 +28,7 @@ async def serve_passthrough(ctx: ProxyContext, client: Stream, entry: Passthroug
         backend = await dial(entry.to, ctx.reaper, trio.current_time() + timeouts.connect)
     except UpstreamError as exc:
         log.warning("%s: the backend cannot be reached: %s", entry.name, exc)
-        await refuse(client, INTERNAL_ERROR)
+        await refuse(client, Alert.INTERNAL_ERROR)
         return
     try:
         await ctx.pump.relay(client, backend, timeouts.tunnel)

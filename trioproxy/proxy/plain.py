@@ -12,6 +12,7 @@ import socket
 from trioproxy.challenges import HTTP01_PREFIX
 from trioproxy.config.model import Config, HostPort, Passthrough, Route, Site, Target
 from trioproxy.errors import RequestError, TrioproxyError
+from trioproxy.http.headers import Arrival
 from trioproxy.http.messages import RequestHead
 from trioproxy.net.listen import Peer
 from trioproxy.net.sock import Stream
@@ -32,7 +33,7 @@ async def serve_plain(ctx: ProxyContext, sock: socket.socket, peer: Peer) -> Non
     """Serve one connection that was accepted on an http listener; `sock` is closed when this returns."""
     stream = Stream(sock, ctx.reaper)
     try:
-        await serve_h1(ctx, stream, Visit(peer, "http", None, by_default=True), answer_plain)
+        await serve_h1(ctx, stream, Visit(peer, Arrival(peer.host, "http", 80), None, by_default=True), answer_plain)
     except TrioproxyError as exc:
         log.info("%s: %s", peer, exc)
     except Exception:

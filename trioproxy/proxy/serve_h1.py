@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from trioproxy.config.model import Timeouts
-from trioproxy.errors import RequestError, ResponseAborted, StreamError, StreamTimeout, UpstreamError
+from trioproxy.errors import RequestError, ResponseAborted, StreamInterrupted, StreamTimeout, UpstreamError
 from trioproxy.http.h1 import RequestReader, chunk_prefix, encode_last_chunk, encode_response_head
-from trioproxy.http.headers import error_page, response_headers
-from trioproxy.http.messages import End, Header, Headers, RequestHead, ResponseHead
+from trioproxy.http.headers import Framing, clean_trailers, error_page, reason_phrase, response_headers
+from trioproxy.http.messages import End, Event, Header, Headers, RequestHead, ResponseHead
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
@@ -78,7 +78,7 @@ async def _next_request(
     Raises:
         RequestError: it breaks the rules, or was begun and not finished within `header` seconds (408).
     """
-    request = reader.next()
+    request: Event | None = reader.next()
     if request is None and not reader.started:
         if ctx.drain.begun:
             return None
@@ -134,8 +134,7 @@ class H1Client:
         self._timeouts = timeouts
         self._request: RequestHead | None = None
         self._asked_all = False  # whether the request's end has been read
-        self._chunked = False
-        self._bodiless = False
+        self._framing = Framing.EMPTY
         self._out: list[bytes] = []
         self._size = 0
 
@@ -177,6 +176,74 @@ class H1Client:
             self.closing = True
 
     # ---- the response -------------------------------------------------------------------------------
+
+    def informational(self, head: ResponseHead) -> None:
+        """See `Client.informational`. HTTP/1.0 clients know of none (RFC 9110 section 15.2)."""
+        if self._request is not None and self._request.http_version != (1, 0):
+            self._add_head(head)
+
+    def start(self, head: ResponseHead) -> None:
+        """See `Client.start`."""
+        self.started = True
+        self._skip_ready_body()
+        self.closing = self.closing or self._ctx.drain.begun
+        self._framing = self._add_head(head)
+        if self._framing is Framing.UNTIL_CLOSE:
+            self.closing = True
+
+    def _add_head(self, head: ResponseHead) -> Framing:
+        if self._request is None:
+            raise TypeError("a response to no request")
+        headers, framing = response_headers(
+            head, self._request, pseudonym=self._ctx.pseudonym, date=self._ctx.dates.now(), close=self.closing
+        )
+        self._add(encode_response_head(head.status, head.reason, headers))
+        return framing
+
+    def body(self, data: bytes) -> None:
+        """See `Client.body`."""
+        if self._framing is Framing.CHUNKED:
+            self._add(chunk_prefix(len(data)))
+            self._add(data)
+            self._add(b"\r\n")
+        elif self._framing is not Framing.EMPTY:
+            self._add(data)
+
+    def end(self, trailers: Sequence[Header]) -> None:
+        """See `Client.end`."""
+        if self._framing is Framing.CHUNKED:
+            self._add(encode_last_chunk(clean_trailers(trailers)))
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """See `Client.answer`."""
+        self.start(ResponseHead(status, reason_phrase(status), headers, body_length=len(body)))
+        if body:
+            self.body(body)
+
+    def fail(self, error: RequestError | UpstreamError) -> None:
+        """Answer with the error's status and a small page."""
+        self._stream.resume()  # a deadline of the request's must not stand against its answer
+        self._stream.deadline = math.inf
+        text = (
+            str(error) if isinstance(error, RequestError) else "The server behind this name does not answer properly."
+        )
+        headers, page = error_page(error.status, text)
+        if self._request is None:  # its head was not understood, so neither is what follows it
+            headers.append((b"connection", b"close"))
+            self._add(encode_response_head(error.status, reason_phrase(error.status), headers) + page)
+        else:
+            self.answer(error.status, [h for h in headers if h[0] != b"content-length"], page)
+
+    async def tunnel(self, head: ResponseHead, upstream: Upstream, idle: float) -> None:
+        """See `Client.tunnel`."""
+        self.started = self.closing = True
+        self._add_head(head)
+        self._add(upstream.reader.rest())
+        await self.flush()
+        early = self._reader.rest()
+        if early:
+            await upstream.stream.send_all(early)
+        await tunnel(self._stream, upstream.stream, idle)
 
     def _add(self, data: bytes) -> None:
         self._out.append(data)

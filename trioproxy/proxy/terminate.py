@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from trioproxy.config.model import Site
+from trioproxy.http.headers import Arrival
 from trioproxy.net.listen import Peer
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.context import ProxyContext, Visit
@@ -22,4 +23,5 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
     stream.deadline = trio.current_time() + snapshot.config.timeouts.hello
     await stream.start_tls_server(snapshot.contexts.of(site))
     stream.deadline = float("inf")
-    await serve_h1(ctx, stream, Visit(peer, "https", site, by_default), answer_site)
+    arrival = Arrival(peer.host, "https", snapshot.config.listen.public_https_port)
+    await serve_h1(ctx, stream, Visit(peer, arrival, site, by_default), answer_site)

@@ -1,0 +1,267 @@
+"""A proxy in this process on real sockets, with scripted backends and raw clients around it."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import h11
+import trio
+import trustme
+
+from trioproxy.challenges import ChallengeBoard
+from trioproxy.config.model import Acme, Config, HostPort, Limits, Listen, Passthrough, Route, Site, Target, Timeouts
+from trioproxy.net.listen import Peer, accept_forever, bind
+from trioproxy.net.pump import Pump
+from trioproxy.net.sock import Reaper
+from trioproxy.proxy.context import Drain, ProxyContext
+from trioproxy.proxy.front_door import serve_tls
+from trioproxy.proxy.plain import serve_plain
+from trioproxy.proxy.upstream import Pool
+from trioproxy.routing import RouteTable
+from trioproxy.snapshot import Cell, Contexts, Snapshot
+
+LOOPBACK = "127.0.0.1"
+
+Script = Callable[[trio.SocketStream, "Recording"], Awaitable[None]]
+
+
+@functools.cache
+def authority() -> trustme.CA:
+    """The authority of every site's certificate here."""
+    return trustme.CA()
+
+
+@functools.cache
+def server_context(name: str) -> ssl.SSLContext:
+    """A site's TLS context, made once for all tests."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert(name).configure_cert(context)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def client_context() -> ssl.SSLContext:
+    """Trusts `authority()`, and offers HTTP/1.1."""
+    context = ssl.create_default_context()
+    authority().configure_trust(context)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def site(name: str, port: int, **changes: Any) -> Site:
+    """A site whose one route leads to a backend on this machine."""
+    return attrs.evolve(Site(name, (Route("/", Target("http", LOOPBACK, port)),)), **changes)
+
+
+def passthrough(name: str, port: int, **changes: Any) -> Passthrough:
+    """A passthrough name whose backend is on this machine."""
+    there = HostPort(LOOPBACK, port)
+    return attrs.evolve(Passthrough(name, there, "challenges", there), **changes)
+
+
+def make_config(*entries: Site | Passthrough, timeouts: Timeouts | None = None, no_sni: str = "") -> Config:
+    """A configuration of these entries."""
+    return Config(
+        path=Path("config.toml"),
+        listen=Listen(no_sni=no_sni),
+        acme=Acme(),
+        passthrough={e.name: e for e in entries if isinstance(e, Passthrough)},
+        sites={e.name: e for e in entries if isinstance(e, Site)},
+        timeouts=timeouts or Timeouts(),
+        limits=Limits(),
+        storage=Path("/nonexistent"),
+        control_socket=Path("/nonexistent/control.sock"),
+    )
+
+
+@attrs.define
+class Recording:
+    """What a scripted backend has seen."""
+
+    connections: int = 0
+    received: bytearray = attrs.field(factory=bytearray)
+    ended: int = 0
+
+
+@asynccontextmanager
+async def backend(script: Script) -> AsyncIterator[tuple[int, Recording]]:
+    """A TCP server that runs `script` for each connection; gives its port and what it records."""
+    recording = Recording()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        recording.connections += 1
+        try:
+            await script(stream, recording)
+        except trio.BrokenResourceError:
+            pass  # the proxy closed first, which some tests are about
+        finally:
+            recording.ended += 1
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(functools.partial(trio.serve_tcp, serve, 0, host=LOOPBACK))
+        yield listeners[0].socket.getsockname()[1], recording
+        nursery.cancel_scope.cancel()
+
+
+async def read_until(stream: trio.abc.ReceiveStream, recording: Recording, mark: bytes) -> bytes:
+    """Read, recording, until `mark` has come or the stream has ended; returns this call's bytes."""
+    data = bytearray()
+    while mark not in data and (more := await stream.receive_some()):
+        data += more
+        recording.received += more
+    return bytes(data)
+
+
+def answering(response: bytes) -> Script:
+    """A backend that answers each bodiless request on a connection with `response`."""
+
+    async def script(stream: trio.SocketStream, recording: Recording) -> None:
+        while await read_until(stream, recording, b"\r\n\r\n"):
+            await stream.send_all(response)
+
+    return script
+
+
+HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+@attrs.frozen
+class Stage:
+    """The running proxy.
+
+    Attributes:
+        ctx: Its context.
+        https: The port of the https listener.
+        http: The port of the http listener.
+        connections: The nursery of its connections.
+    """
+
+    ctx: ProxyContext
+    https: int
+    http: int
+    connections: trio.Nursery
+    _clients: list[trio.SocketStream] = attrs.field(factory=list)
+
+    async def _connect(self, port: int) -> trio.SocketStream:
+        stream = await trio.open_tcp_stream(LOOPBACK, port)
+        self._clients.append(stream)  # closed with the stage
+        return stream
+
+    async def plain(self) -> trio.SocketStream:
+        """A connection to port 80."""
+        return await self._connect(self.http)
+
+    async def raw(self) -> trio.SocketStream:
+        """A connection to port 443 on which nothing was said yet."""
+        return await self._connect(self.https)
+
+    async def tls(self, name: str) -> trio.SSLStream:
+        """A connection to the site `name`, after the handshake."""
+        stream = trio.SSLStream(await self.raw(), client_context(), server_hostname=name, https_compatible=True)
+        await stream.do_handshake()
+        return stream
+
+    async def until_idle(self) -> None:
+        """Wait until every connection to the proxy has ended."""
+        while self.connections.child_tasks:
+            await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def stage(config: Config, *, awaiting: frozenset[str] = frozenset()) -> AsyncIterator[Stage]:
+    """Run the proxy with `config` on free ports of this machine."""
+    reaper = Reaper()
+    snapshot = Snapshot(config, RouteTable.of(config), Contexts(lambda s: server_context(s.name)), awaiting)
+    ctx = ProxyContext(Cell(snapshot), ChallengeBoard(), reaper, Pump(reaper), Pool(reaper), Drain(), b"test-proxy")
+    (https,) = bind([HostPort(LOOPBACK, 0)], optional=False)
+    (http,) = bind([HostPort(LOOPBACK, 0)], optional=False)
+    async with trio.open_nursery() as services:
+        for service in (reaper.run, ctx.pump.run, ctx.pool.run):
+            services.start_soon(service)
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                for listener, serve in ((https, serve_tls), (http, serve_plain)):
+                    handle = functools.partial(_hand_over, connections, serve, ctx)
+                    accepting.start_soon(accept_forever, listener, handle)
+                proxy = Stage(ctx, https.getsockname()[1], http.getsockname()[1], connections)
+                try:
+                    yield proxy
+                finally:
+                    for client in proxy._clients:
+                        client.socket.close()
+                accepting.cancel_scope.cancel()
+            connections.cancel_scope.cancel()
+        services.cancel_scope.cancel()
+    https.close()
+    http.close()
+
+
+def _hand_over(connections: trio.Nursery, serve: object, ctx: ProxyContext, sock: object, peer: Peer) -> None:
+    connections.start_soon(serve, ctx, sock, peer)  # type: ignore[arg-type]  # serve_tls or serve_plain
+
+
+@attrs.frozen
+class Response:
+    """A response as h11, an implementation that is not ours, understood it."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    informational: tuple[int, ...] = ()
+    trailers: Mapping[str, str] = attrs.field(factory=dict)
+
+
+class Caller:
+    """A client that speaks HTTP/1.1 by h11 over any Trio stream."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self._h11 = h11.Connection(h11.CLIENT)
+
+    async def ask(
+        self, method: str, target: str, host: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Response:
+        """Send a request and read its response."""
+        fields = {"Host": host, **({"Content-Length": str(len(body))} if body else {}), **(headers or {})}
+        await self.send(h11.Request(method=method, target=target, headers=list(fields.items())))
+        if body:
+            await self.send(h11.Data(data=body))
+        await self.send(h11.EndOfMessage())
+        return await self.response()
+
+    async def send(self, event: h11.Event) -> None:
+        """Send one of h11's events."""
+        data = self._h11.send(event)
+        if data:
+            await self.stream.send_all(data)
+
+    async def response(self) -> Response:
+        """Read a response to its end, and make ready for the next."""
+        status, headers, body, informational = 0, {}, b"", []
+        while True:
+            event = self._h11.next_event()
+            if event is h11.NEED_DATA:
+                self._h11.receive_data(bytes(await self.stream.receive_some(65536)))
+            elif isinstance(event, h11.InformationalResponse):
+                informational.append(event.status_code)
+                if event.status_code == 101:
+                    return Response(101, _mapping(event.headers), b"")
+            elif isinstance(event, h11.Response):
+                status, headers = event.status_code, _mapping(event.headers)
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                break
+        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+            self._h11.start_next_cycle()
+        return Response(status, headers, body, tuple(informational), _mapping(event.headers))
+
+
+def _mapping(headers: object) -> dict[str, str]:
+    return {bytes(name).decode(): bytes(value).decode() for name, value in headers}  # type: ignore[attr-defined]  # h11 is untyped here
