@@ -1,9 +1,8 @@
 """Field lines of an HTTP/1.1 head: reading them, and what those that govern a message say together.
 
-llhttp reads the lines (4 µs would be spent on a fifth of them in Python) and is strict about their grammar. It is given
-nothing else: request and status lines, framing and every other policy are decided by us, on what it returns. So each
-head is handed to it below a request line of our own making, and whatever llhttp concludes from the fields about
-bodies or upgrades is thrown away together with its state.
+llhttp reads the lines, fast and strict about their grammar. It is given nothing else: request and status lines, framing
+and every other policy are decided by us, on what it returns. So each head is handed to it below a request line of our
+own making, and whatever llhttp concludes from the fields about bodies or upgrades is thrown away with it.
 """
 
 from __future__ import annotations
@@ -28,54 +27,37 @@ class FieldError(ValueError):
 
 
 class _Sink:
-    """What llhttp reports to. It does not know its parser, so the two are no reference cycle."""
+    """What llhttp reports to."""
 
-    __slots__ = ("complete", "fields")
+    __slots__ = ("fields",)
 
     def __init__(self) -> None:
         self.fields: Headers = []
-        self.complete = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # llhttp takes off leading white space only; of what rstrip() takes off it lets pass but space and tab.
         self.fields.append((name.lower(), value.rstrip()))
 
-    def on_message_complete(self) -> None:
-        self.complete = True
 
+def parse_fields(block: bytes) -> Headers:
+    """The fields of a head in order, names in lower case, values without surrounding white space.
 
-class FieldParser:
-    """Reads the fields of one head after another."""
+    Args:
+        block: The field lines with the empty line that ends them.
 
-    __slots__ = ("_parser", "_sink")
-
-    def __init__(self) -> None:
-        self._sink = _Sink()
-        self._parser = HttpRequestParser(self._sink)
-
-    def parse(self, block: bytes) -> Headers:
-        """The fields in order, names in lower case, values without surrounding white space.
-
-        Args:
-            block: The field lines with the empty line that ends them.
-
-        Raises:
-            FieldError: the lines break RFC 9112 section 5, or frame a body in a way that llhttp refuses.
-        """
-        sink = self._sink
-        fields: Headers = []
-        sink.fields = fields
-        sink.complete = False
-        try:
-            self._parser.feed_data(_ANY_REQUEST + block)
-        except HttpParserUpgrade:
-            sink.complete = False
-        except HttpParserError as exc:
-            self._parser = HttpRequestParser(sink)
-            raise FieldError(str(exc)) from None
-        if not sink.complete or not self._parser.should_keep_alive():
-            self._parser = HttpRequestParser(sink)  # this one waits for a body, or for nothing any more
-        return fields
+    Raises:
+        FieldError: the lines break RFC 9112 section 5, or frame a body in a way that llhttp refuses.
+    """
+    sink = _Sink()
+    try:
+        # A new parser costs 0.2 µs. A used one waits for a body, or for another protocol, or swallows all that comes
+        # after `Connection: close`.
+        HttpRequestParser(sink).feed_data(_ANY_REQUEST + block)
+    except HttpParserUpgrade:
+        pass  # said after the last field, and not llhttp's to decide
+    except HttpParserError as exc:
+        raise FieldError(str(exc)) from None
+    return sink.fields
 
 
 def parse_trailers(block: bytes) -> list[Header]:

@@ -195,7 +195,7 @@ class MessageReader(ABC, Generic[HeadT]):
         if len(trailers) > self._limits.header_fields:
             self._refuse("too many trailer fields", 431)
         self._ended()
-        return End(clean_trailers(trailers))
+        return End(tuple(clean_trailers(trailers)))
 
     def _take_line(self, cap: int) -> bytes | None:
         """A line with its LF, None while it is incomplete; at most `cap` bytes."""

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from trioproxy.config.model import Limits
 from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
-from trioproxy.http.fields import TOKEN, FieldError, FieldParser, framing, options
+from trioproxy.http.fields import TOKEN, FieldError, framing, options, parse_fields
 from trioproxy.http.h1_body import BROKEN, HEAD, STOPPED, MessageReader
 from trioproxy.http.messages import End, Headers, RequestHead, ResponseHead
 from trioproxy.http.upgrade import requested_upgrade
@@ -25,7 +25,7 @@ BACKEND_LIMITS = Limits(header_size=128 * 1024, header_fields=500)
 """Backends are ours and may set many cookies; this only keeps a broken one from filling our memory."""
 
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])\r\n")
-_OTHER_VERSION = re.compile(TOKEN + rb" [^ \r\n]+ HTTP/[0-9]\.[0-9]\r\n")
+_OTHER_VERSION = re.compile(TOKEN + rb" [^ \r\n]+ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n")
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
 
@@ -51,10 +51,9 @@ class RequestReader(MessageReader[RequestHead]):
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
         self.closed = False
-        self._fields = FieldParser()
         self._empty_line_seen = False
         self._keep_alive = True
-        self._host = b""  # the last one found valid; a connection's requests rarely name another
+        self._host: bytes | None = None  # the last one found valid; a connection's requests rarely name another
 
     @property
     def started(self) -> bool:
@@ -100,7 +99,7 @@ class RequestReader(MessageReader[RequestHead]):
         if len(target) > MAX_TARGET:
             self._refuse("the request target is too long", 414)
         try:
-            fields = self._fields.parse(head[line.end() :])
+            fields = parse_fields(head[line.end() :])
             return self._judge(method, target, _VERSIONS[minor], fields)
         except FieldError as exc:
             self._refuse(str(exc))
@@ -219,7 +218,6 @@ class ResponseReader(MessageReader[ResponseHead]):
 
     def __init__(self, limits: Limits = BACKEND_LIMITS) -> None:
         super().__init__(limits)
-        self._fields = FieldParser()
         self._method = b""
         self._upgrade = False
         self._keep_alive = True
@@ -279,7 +277,7 @@ class ResponseReader(MessageReader[ResponseHead]):
             self._refuse("an invalid status line")
         minor, code, reason = line.groups(b"")
         try:
-            fields = self._fields.parse(head[line.end() :])
+            fields = parse_fields(head[line.end() :])
             return self._judge(int(code), reason, _VERSIONS[minor], fields)
         except FieldError as exc:
             self._refuse(str(exc))
