@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -149,10 +150,14 @@ def port_holder(port: int) -> tuple[str, int] | None:
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
-        try:
-            links = {str(link.readlink()) for link in (process / "fd").iterdir()}
-            if links & inodes:
+        with contextlib.suppress(OSError):  # it ended, or it is not ours to look into
+            if any(_link(descriptor) in inodes for descriptor in (process / "fd").iterdir()):
                 return (process / "comm").read_text().strip(), int(process.name)
-        except OSError:  # it ended, or it is not ours to look into
-            continue
     return None
+
+
+def _link(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except OSError:  # closed meanwhile
+        return ""

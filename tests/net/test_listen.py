@@ -1,0 +1,111 @@
+"""Binding and accepting."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trioproxy.config.model import HostPort
+from trioproxy.errors import ListenError
+from trioproxy.net.listen import Peer, accept_forever, bind, port_holder
+
+
+def test_a_port_that_is_taken_names_its_holder() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        assert port_holder(port) is not None
+        with pytest.raises(ListenError, match=rf"^{port} is held by .+ \(pid {os.getpid()}\): stop it$"):
+            bind([HostPort("127.0.0.1", port)], optional=False)
+
+
+def test_when_one_address_cannot_be_bound_none_is_kept() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder, socket.create_server(("127.0.0.1", 0)) as probe:
+        taken, free = holder.getsockname()[1], probe.getsockname()[1]
+        probe.close()
+        with pytest.raises(ListenError):
+            bind([HostPort("127.0.0.1", free), HostPort("127.0.0.1", taken)], optional=False)
+        for sock in bind([HostPort("127.0.0.1", free)], optional=False):
+            sock.close()
+
+
+def test_an_address_of_no_interface_is_refused_unless_it_is_a_default(caplog: pytest.LogCaptureFixture) -> None:
+    elsewhere = HostPort("192.0.2.1", 0)  # TEST-NET-1, RFC 5737
+    with pytest.raises(ListenError, match="no interface of this machine"):
+        bind([elsewhere], optional=False)
+    with caplog.at_level("INFO"):
+        assert bind([elsewhere], optional=True) == []
+    assert "192.0.2.1:0" in caplog.text
+
+
+def test_ipv6_leaves_room_for_ipv4_on_the_same_port() -> None:
+    four = bind([HostPort("0.0.0.0", 0)], optional=False)[0]
+    try:
+        six = bind([HostPort("::", four.getsockname()[1])], optional=True)
+        for sock in six:
+            assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+            sock.close()
+    finally:
+        four.close()
+
+
+async def test_accepted_sockets_are_non_blocking_and_come_with_their_address() -> None:
+    (listener,) = bind([HostPort("127.0.0.1", 0)], optional=False)
+    accepted: list[tuple[socket.socket, Peer]] = []
+    with listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept_forever, listener, lambda sock, peer: accepted.append((sock, peer)))
+            clients = [await trio.open_tcp_stream(*listener.getsockname()) for _ in range(3)]
+            while len(accepted) < 3:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    ports = {client.socket.getsockname()[1] for client in clients}
+    assert {peer.port for _, peer in accepted} == ports
+    for sock, peer in accepted:
+        assert peer.host == "127.0.0.1"
+        assert sock.gettimeout() == 0
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        sock.close()
+    for client in clients:
+        await client.aclose()
+
+
+class _Exhausted:
+    """A listener of a process whose descriptors have run out, which no real one can be brought to do reliably."""
+
+    def __init__(self, listener: socket.socket, failures: int) -> None:
+        self._listener = listener
+        self._failures = failures
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self._failures:
+            self._failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._listener.accept()
+
+
+async def test_exhausted_descriptors_are_logged_once_and_accepting_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    (listener,) = bind([HostPort("127.0.0.1", 0)], optional=False)
+    done = trio.Event()
+
+    def handle(sock: socket.socket, peer: Peer) -> None:
+        sock.close()
+        done.set()
+
+    with listener, caplog.at_level("WARNING"):
+        async with trio.open_nursery() as nursery, await trio.open_tcp_stream(*listener.getsockname()):
+            nursery.start_soon(accept_forever, _Exhausted(listener, 3), handle)
+            await done.wait()
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "cannot accept connections",
+        "accepting connections again",
+    ]

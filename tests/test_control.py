@@ -1,0 +1,84 @@
+"""The control socket, both sides."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from trioproxy.control import NoServer, Report, ask, bind_control, serve_control
+from trioproxy.errors import ControlError, ListenError, StoreError
+
+
+async def _greet(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    for number in range(arguments["times"]):
+        report(f"greeting {number}")
+    return {"greeting": f"hello {arguments['name']}"}
+
+
+async def _refuse(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    raise StoreError("the disk is full")
+
+
+@asynccontextmanager
+async def served(path: Path) -> AsyncIterator[None]:
+    sock = bind_control(path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_control, sock, {"greet": _greet, "refuse": _refuse})
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_command_gets_progress_and_then_its_result(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    progress: list[str] = []
+    async with served(path):
+        assert await ask(path, "greet", {"name": "you", "times": 2}, progress.append) == {"greeting": "hello you"}
+    assert progress == ["greeting 0", "greeting 1"]
+
+
+async def test_what_the_server_refuses_is_an_error_with_its_words(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    async with served(path):
+        with pytest.raises(ControlError, match="the disk is full"):
+            await ask(path, "refuse", {}, print)
+        with pytest.raises(ControlError, match="does not know this command"):
+            await ask(path, "unheard-of", {}, print)
+
+
+async def test_the_socket_is_its_owners_alone_and_goes_with_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "control.sock"
+    async with served(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not path.exists()
+    with pytest.raises(NoServer):
+        await ask(path, "greet", {}, print)
+
+
+async def test_a_socket_of_a_dead_server_is_replaced_and_one_of_a_living_server_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    bind_control(path).close()
+    with pytest.raises(NoServer):
+        await ask(path, "greet", {}, print)
+    async with served(path):
+        with pytest.raises(ListenError, match="another trioproxy is running"):
+            bind_control(path)
+        assert await ask(path, "greet", {"name": "you", "times": 0}, print) == {"greeting": "hello you"}
+
+
+async def test_a_command_that_breaks_off_disturbs_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    async with served(path):
+        stream = await trio.open_unix_socket(str(path))
+        await stream.send_all(b'{"command": "greet", "argum')
+        await stream.aclose()
+        stream = await trio.open_unix_socket(str(path))
+        await stream.send_all(b"not json\n")
+        assert b"error" in await stream.receive_some()
+        await stream.aclose()
+        assert await ask(path, "greet", {"name": "you", "times": 0}, print) == {"greeting": "hello you"}
