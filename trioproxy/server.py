@@ -12,15 +12,15 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
-from trioproxy.acme.client import AcmeClient
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import InternalCA
 from trioproxy.certs.manager import Manager, handlers
+from trioproxy.certs.preflight import check_files
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config, HostPort, Listen
@@ -36,6 +36,9 @@ from trioproxy.proxy.plain import serve_plain
 from trioproxy.proxy.upstream import Pool
 from trioproxy.routing import RouteTable
 from trioproxy.snapshot import Cell, Contexts, Snapshot
+
+if TYPE_CHECKING:
+    from trioproxy.acme.client import AcmeClient
 
 log = logging.getLogger("trioproxy.server")
 
@@ -76,9 +79,7 @@ class Server:
             drain=self._drain,
             pseudonym=b"trioproxy-" + secrets.token_hex(4).encode(),
         )
-        self._manager = Manager(
-            self._cell, self._board, self._store, self._source, self._acme_client, lambda: datetime.now(UTC)
-        )
+        self._manager = Manager(self._cell, self._board, self._store, self._source, self._acme_client)
         self._listeners = Listeners(self._ctx)
         self._stopping = trio.Event()
 
@@ -121,7 +122,7 @@ class Server:
     async def _heed(self, signals: AsyncIterator[int], connections: trio.Nursery) -> None:
         async for number in signals:
             if number == signal.SIGHUP:
-                self.reload()
+                await self.reload()
             elif self._stopping.is_set():
                 log.warning("stopping at once: open connections are cut")
                 connections.cancel_scope.cancel()
@@ -139,7 +140,7 @@ class Server:
 
     # ---- reload -------------------------------------------------------------------------------------
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read the configuration again and go by it; if anything is wrong with it, say so and change nothing.
 
         Running exchanges go on by the configuration they began with, and connections of names that are still configured
@@ -147,7 +148,7 @@ class Server:
         """
         old = self._cell.current.config
         try:
-            config = self._load()
+            config = await trio.to_thread.run_sync(self._load_checked)
             self._listeners.move(config.listen)
         except ConfigError as exc:
             for line in exc.lines():
@@ -164,13 +165,22 @@ class Server:
         self._manager.wake()
         log.info("reloaded: %d sites, %d passthrough names", len(config.sites), len(config.passthrough))
 
+    def _load_checked(self) -> Config:
+        config = self._load()
+        mistakes = check_files(config)
+        if mistakes:
+            raise ConfigError(config.path, tuple(mistakes))
+        return config
+
     def _snapshot(self, config: Config) -> Snapshot:
         return Snapshot(
             config, RouteTable.of(config), Contexts(self._source.context_for), self._source.awaiting(config)
         )
 
     def _acme_client(self, settings: Acme) -> AcmeClient:
-        return AcmeClient(settings, HttpClient(settings.ca_file, self._reaper), self._store)
+        from trioproxy.acme.client import AcmeClient  # here, for it takes longer to import than all the rest
+
+        return AcmeClient(settings, HttpClient(settings.ca_file, self._reaper), self._store.accounts)
 
 
 class Listeners:
@@ -220,7 +230,7 @@ class Listeners:
             await accept_forever(sock, handle)
 
     def move(self, new: Listen) -> None:
-        """Listen on what `new` says: what is in both is not touched, and nothing is closed before all the rest is bound.
+        """Listen on what `new` says. What is in both is not touched; nothing is closed before the rest is bound.
 
         Raises:
             ListenError: an address cannot be bound; everything is as it was.

@@ -88,7 +88,7 @@ async def _serve(name: str, tls: ssl.SSLContext | None, transport: trio.SocketSt
     try:
         async with stream:
             while data := await stream.receive_some(65536):
-                reader.feed(data)
+                reader.feed(bytes(data))
                 while (event := reader.next()) is not None:
                     if isinstance(event, RequestHead):
                         request = event
