@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from trioproxy.config.values import quoted
+from trioproxy.config.values import Wrong, entry_name, quoted
 
 Place = tuple[str | int, ...]
 """The keys that lead to a value, and the indices of the lists between."""
@@ -69,6 +69,13 @@ class Lines:
                 return self._lines[place]
             place = place[:-1]
         return 0
+
+    def written(self, place: Place) -> Place:
+        """The place whose second key is the normalised name of an entry, with that key as the file has it."""
+        for known in self._lines:
+            if len(known) == 2 and known[0] == place[0] and _normalised(str(known[1])) == place[1]:
+                return (*known, *place[2:])
+        return place
 
     def dotted(self, place: Place) -> bool:
         """Whether the place's last key was written behind a dot, `a.b = …` or `[a.b]`."""
@@ -173,6 +180,13 @@ def _tokens(text: str) -> Iterator[_Token]:
             yield _Token(kind, found[0], line)
         line += found[0].count("\n")
         at = found.end()
+
+
+def _normalised(key: str) -> str:
+    try:
+        return entry_name(key)
+    except Wrong:
+        return key
 
 
 def _part(token: _Token) -> str:

@@ -1,0 +1,57 @@
+"""Whether the files that a configuration names can be used; asked by `check` and a reload, not at the start.
+
+At the start a file that cannot be read must not keep all other names from being served. Who asks before that is
+still there to mend it.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from trioproxy.certs.contexts import read_files, server_context
+from trioproxy.config.lines import Lines, Place, dotted_key
+from trioproxy.config.model import CertificateFiles, Config
+from trioproxy.errors import CertificateError, Mistake
+
+
+def check_files(config: Config) -> list[Mistake]:
+    """What is wrong with the files that `config` names; it reads them, so call it in a thread beside an event loop."""
+    problems = [*_trust_anchors(config), *_certificates(config)]
+    return _located(config.path, problems) if problems else []
+
+
+def _located(path: Path, problems: list[tuple[Place, str]]) -> list[Mistake]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):  # it was good a moment ago; the problems stand without their lines
+        text = ""
+    lines = Lines(text)
+    written = [(lines.written(place), problem) for place, problem in problems]
+    return [Mistake(lines.of(place), dotted_key(place), problem) for place, problem in written]
+
+
+def _certificates(config: Config) -> Iterator[tuple[Place, str]]:
+    for site in config.sites.values():
+        if isinstance(site.tls, CertificateFiles) and not site.alias_of:
+            try:
+                server_context(read_files(site.tls))
+            except CertificateError as exc:
+                yield ("sites", site.name, "tls"), str(exc)
+
+
+def _trust_anchors(config: Config) -> Iterator[tuple[Place, str]]:
+    path = config.acme.ca_file
+    if path is not None and (problem := _unusable(path)):
+        yield ("acme", "ca_file"), f"{path} {problem}"
+
+
+def _unusable(path: Path) -> str:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        return "holds no certificates in PEM form (no BEGIN CERTIFICATE line)"
+    except OSError as exc:
+        return f"cannot be read: {exc.strerror}"
+    return ""

@@ -1,0 +1,63 @@
+"""`trioproxy`: finds the command, and imports nothing but that one.
+
+Half of what commands need (tables, the ACME client) would double the time that `trioproxy serve` takes to start.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+import trioproxy
+from trioproxy.cli.common import CONFIG_WRONG, accept_config, config_option
+from trioproxy.errors import ConfigError, TrioproxyError
+
+COMMANDS = {
+    "serve": "Run the proxy.",
+    "demo": "Run the proxy on this machine with stand-in backends, to try it out.",
+    "check": "Say what is wrong with the configuration, and where each name leads.",
+    "certs": "List and renew certificates.",
+}
+"""What each command does. It is in the module of its name, where it is called `command`."""
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's)
+        """The names of all commands, in the order in which one meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  (click's)
+        """The command of that name, None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"trioproxy.cli.{cmd_name}").command
+        accept_config(command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click's)
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it raises of ours is a message and an exit code, no traceback."""
+        try:
+            return super().invoke(ctx)
+        except TrioproxyError as exc:
+            click.echo(f"trioproxy: {exc}", err=True)
+            raise click.exceptions.Exit(CONFIG_WRONG if isinstance(exc, ConfigError) else 1) from exc
+
+
+@click.command(cls=Commands, params=[config_option()], context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(trioproxy.__version__, prog_name="trioproxy")
+def command() -> None:
+    """One process on port 443: TLS passed through by name, sites whose TLS ends here, and their certificates."""
+
+
+def main() -> None:
+    """The console entry point."""
+    command(prog_name="trioproxy")
