@@ -22,6 +22,7 @@ import math
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -188,8 +189,7 @@ class Stream:
 
     async def start_tls_server(self, context: ssl.SSLContext) -> None:
         """Do the server's side of a TLS handshake on this very socket. Raises as `receive_some`."""
-        tls = self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-        await self._handshake(tls)
+        await self._handshake(lambda sock: context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False))
 
     async def start_tls_client(self, context: ssl.SSLContext, server_name: str) -> None:
         """Do the client's side. An end of the stream that TLS did not announce is then an error, not an end.
@@ -198,12 +198,21 @@ class Stream:
             context: Says whom to trust.
             server_name: The host name or IP address that the certificate must be for, sent as SNI if it is a name.
         """
-        tls = self.sock = context.wrap_socket(
-            self.sock, server_hostname=server_name, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        await self._handshake(
+            lambda sock: context.wrap_socket(
+                sock, server_hostname=server_name, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
         )
-        await self._handshake(tls)
 
-    async def _handshake(self, tls: ssl.SSLSocket) -> None:
+    async def _handshake(self, wrap: Callable[[socket.socket], ssl.SSLSocket]) -> None:
+        try:
+            self.sock.getpeername()  # a connection that is lost already shows here, where the socket is still ours
+            tls = self.sock = wrap(self.sock)
+        except (OSError, ValueError) as exc:
+            if self.sock.fileno() < 0:  # `wrap` took the descriptor before it failed, and the number may be another's
+                self._fd = -1
+                self._reaper.watched.discard(self)
+            raise ConnectionLost(f"TLS could not begin: {exc}") from exc
         self._read_size = TLS_READ
         while True:
             try:
@@ -277,10 +286,15 @@ class Stream:
             self._calls = 0
             await checkpoint()
 
-    async def _until_readable(self) -> None:
+    def _ready_to_wait(self) -> None:
         self._calls = 0
         if self._error is not None:
             raise self._error
+        if self._fd < 0:
+            raise ConnectionLost("closed by us")
+
+    async def _until_readable(self) -> None:
+        self._ready_to_wait()
         self._read_by = trio.current_time() + self._read_patience
         try:
             await wait_readable(self._fd)
@@ -290,9 +304,7 @@ class Stream:
             self._read_by = None
 
     async def _until_writable(self) -> None:
-        self._calls = 0
-        if self._error is not None:
-            raise self._error
+        self._ready_to_wait()
         self._write_by = trio.current_time() + self.write_patience
         try:
             await wait_writable(self._fd)

@@ -11,7 +11,7 @@ What comes out decides which server a client talks to, and that server (OpenSSL 
 passthrough) will read the same bytes again. Were the two readings different, a client could choose by one and be served
 by the other. So everything that might be read in two ways is refused, although some servers accept it:
 
-- an empty handshake record, which OpenSSL skips (RFC 8446 section 5.1 forbids it);
+- an empty record, which OpenSSL skips (RFC 8446 section 5.1 forbids empty handshake records);
 - an SSLv2 ClientHello, which OpenSSL still reads, and which cannot hold a name;
 - bytes after the ClientHello in its last record: OpenSSL refuses them in TLS 1.3 and cannot finish a TLS 1.2 handshake
   that has them, since nothing that a client may say next can be known yet. What follows in a record of its own, such
@@ -152,8 +152,6 @@ class ClientHelloReader:
             if len(message) < _MESSAGE_HEADER:
                 return False
             self._total = _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER], "big")
-            if self._total < _LEAST:
-                raise MalformedHello("the ClientHello is too short to be one")
             self._check_size()
         if len(message) + self._left > self._total:
             raise MalformedHello("bytes after the ClientHello in its record", Alert.UNEXPECTED_MESSAGE)
