@@ -190,7 +190,26 @@ class StoreError(TrioproxyError):
 
 
 class AcmeError(TrioproxyError):
-    """An order that did not succeed; the message says why in words for the user."""
+    """An order that did not succeed; the message says why in words for the user.
+
+    Attributes:
+        retry_after: Seconds that the CA asked to wait before another attempt; None when it asked for nothing.
+        validation_failed: The CA looked for the answer to a challenge and did not find it. CAs count these.
+        rate_limited: The CA refused because of one of its limits.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        validation_failed: bool = False,
+        rate_limited: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.validation_failed = validation_failed
+        self.rate_limited = rate_limited
 
 
 # ---- commands -----------------------------------------------------------------------------------------
