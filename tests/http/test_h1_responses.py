@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.http.test_h1_requests import FRAMING, LINES
 from tests.http.transcript import read, response
+from tests.http.vectors import FRAMING, LINES
 from trioproxy.errors import UpstreamProtocolError
 from trioproxy.http.h1 import BACKEND_LIMITS, ResponseReader
 from trioproxy.http.messages import End, ResponseHead
