@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from trioproxy.control import NoServer, Report, ask, bind_control, serve_control
+from trioproxy.control import NoServer, Report, ask, control_socket, serve_control
 from trioproxy.errors import ControlError, ListenError, StoreError
 
 
@@ -27,11 +28,11 @@ async def _refuse(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
 
 @asynccontextmanager
 async def served(path: Path) -> AsyncIterator[None]:
-    sock = bind_control(path)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_control, sock, {"greet": _greet, "refuse": _refuse})
-        yield
-        nursery.cancel_scope.cancel()
+    with control_socket(path) as sock:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_control, sock, {"greet": _greet, "refuse": _refuse})
+            yield
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_command_gets_progress_and_then_its_result(tmp_path: Path) -> None:
@@ -62,12 +63,13 @@ async def test_the_socket_is_its_owners_alone_and_goes_with_the_server(tmp_path:
 
 async def test_a_socket_of_a_dead_server_is_replaced_and_one_of_a_living_server_is_not(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
-    bind_control(path).close()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
     with pytest.raises(NoServer):
         await ask(path, "greet", {}, print)
     async with served(path):
-        with pytest.raises(ListenError, match="another trioproxy is running"):
-            bind_control(path)
+        with pytest.raises(ListenError, match="another trioproxy is running"), control_socket(path):
+            pass
         assert await ask(path, "greet", {"name": "you", "times": 0}, print) == {"greeting": "hello you"}
 
 

@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ class NoServer(ControlError):
 # ---- the server's side --------------------------------------------------------------------------------
 
 
-def bind_control(path: Path) -> socket.socket:
-    """Listen on `path`, 0600; a socket file that a dead server left behind is replaced.
+@contextmanager
+def control_socket(path: Path) -> Iterator[socket.socket]:
+    """Listen on `path`, 0600, as long as the block runs; a file that a dead server left behind is replaced.
 
     Raises:
         ListenError: another server listens there, or the folder cannot be written.
@@ -60,10 +62,14 @@ def bind_control(path: Path) -> socket.socket:
     except OSError as exc:
         sock.close()
         raise ListenError(f"{path}: the control socket cannot be made: {exc.strerror or exc}") from exc
-    except BaseException:
+    except ListenError:
         sock.close()
         raise
-    return sock
+    try:
+        yield sock
+    finally:
+        sock.close()
+        path.unlink(missing_ok=True)
 
 
 def _answers(path: Path) -> bool:
@@ -72,8 +78,7 @@ def _answers(path: Path) -> bool:
 
 
 async def serve_control(sock: socket.socket, handlers: Mapping[str, Handler]) -> None:
-    """Answer commands until cancelled, then remove the socket file."""
-    path = Path(sock.getsockname())
+    """Answer commands on the socket of `control_socket` until cancelled."""
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -84,10 +89,7 @@ async def serve_control(sock: socket.socket, handlers: Mapping[str, Handler]) ->
         except Exception:
             log.exception("a command failed")
 
-    try:
-        await trio.serve_listeners(serve, [listener])
-    finally:
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink on the way out
+    await trio.serve_listeners(serve, [listener])
 
 
 async def _answer(stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:

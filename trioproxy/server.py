@@ -24,7 +24,7 @@ from trioproxy.certs.preflight import check_files
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config, HostPort, Listen
-from trioproxy.control import bind_control, serve_control
+from trioproxy.control import control_socket, serve_control
 from trioproxy.errors import ConfigError, ListenError
 from trioproxy.net.http_client import HttpClient
 from trioproxy.net.listen import Peer, accept_forever, bind
@@ -91,8 +91,7 @@ class Server:
         """
         config = self._cell.current.config
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            control = bind_control(config.control_socket)
-            with control:
+            with control_socket(config.control_socket) as control:
                 addresses = self._listeners.bind(config.listen)
                 async with trio.open_nursery() as services:
                     services.start_soon(self._reaper.run)

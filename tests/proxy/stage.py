@@ -161,7 +161,7 @@ class Stage:
         """A connection to port 443 on which nothing was said yet."""
         return await self._connect(self.https)
 
-    async def tls(self, name: str) -> trio.SSLStream:
+    async def tls(self, name: str) -> trio.SSLStream[trio.SocketStream]:
         """A connection to the site `name`, after the handshake."""
         stream = trio.SSLStream(await self.raw(), client_context(), server_hostname=name, https_compatible=True)
         await stream.do_handshake()

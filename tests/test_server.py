@@ -1,0 +1,223 @@
+"""The server as a whole: what it binds, what signals do, how it reloads and how it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from tests.proxy.stage import HELLO, LOOPBACK, Caller, answering, backend, make_config, site
+from trioproxy.config.model import CertificateFiles, Config, HostPort, Listen, Timeouts
+from trioproxy.control import ask
+from trioproxy.errors import ConfigError, ListenError, Mistake
+from trioproxy.server import Addresses, Server
+
+NAME = "cloud.test"
+
+ANY_PORT = (HostPort(LOOPBACK, 0),)
+
+
+def configured(folder: Path, config: Config) -> Config:
+    """`config` on free ports, with its storage in `folder`."""
+    listen = Listen(https=ANY_PORT, http=ANY_PORT, https_written=True, http_written=True)
+    return attrs.evolve(config, listen=listen, storage=folder, control_socket=folder / "control.sock")
+
+
+@asynccontextmanager
+async def running(config: Config, load: Callable[[], Config] | None = None) -> AsyncIterator[Addresses]:
+    """A server that is stopped by SIGTERM at the end of the block, as systemd would."""
+    server = Server(config, load or (lambda: config))
+    async with trio.open_nursery() as nursery:
+        addresses: Addresses = await nursery.start(server.run)
+        try:
+            yield addresses
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def visit(address: HostPort, name: str) -> trio.SSLStream[trio.SocketStream]:
+    """A TLS connection that takes any certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    transport = await trio.open_tcp_stream(address.host, address.port)
+    stream = trio.SSLStream(transport, context, server_hostname=name, https_compatible=True)
+    await stream.do_handshake()
+    return stream
+
+
+async def reloaded(caplog: pytest.LogCaptureFixture) -> str:
+    """Send SIGHUP and wait for what the server has to say about it."""
+    caplog.clear()
+    os.kill(os.getpid(), signal.SIGHUP)
+    with trio.fail_after(5):
+        while not (said := [r.getMessage() for r in caplog.records if "reloaded" in r.getMessage()]):
+            await trio.lowlevel.checkpoint()
+    return said[0]
+
+
+@pytest.fixture(autouse=True)
+def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "trioproxy")
+
+
+async def test_a_site_is_served_from_the_first_second_with_the_internal_cas_certificate(tmp_path: Path) -> None:
+    async with backend(answering(HELLO)) as (port, _):
+        config = configured(tmp_path, make_config(site(NAME, port, tls="internal")))
+        async with running(config) as addresses, await visit(addresses.https[0], NAME) as stream:
+            assert (await Caller(stream).ask("GET", "/", NAME)).body == b"hello"
+
+
+async def test_an_unreadable_certificate_stops_neither_the_start_nor_the_site(tmp_path: Path) -> None:
+    files = CertificateFiles(tmp_path / "gone.pem", tmp_path / "gone.key")
+    async with backend(answering(HELLO)) as (port, _):
+        config = make_config(site(NAME, port, tls=files), site("home.test", port, tls="internal"))
+        async with running(configured(tmp_path, config)) as addresses:
+            for name in (NAME, "home.test"):
+                async with await visit(addresses.https[0], name) as stream:
+                    assert (await Caller(stream).ask("GET", "/", name)).status == 200
+
+
+async def test_a_reload_serves_new_names_and_keeps_connections(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with backend(answering(HELLO)) as (port, _):
+        old = configured(tmp_path, make_config(site(NAME, port, tls="internal")))
+        new = attrs.evolve(old, sites={**old.sites, "home.test": site("home.test", port, tls="internal")})
+        async with running(old, lambda: new) as addresses, await visit(addresses.https[0], NAME) as before:
+            caller = Caller(before)
+            assert (await caller.ask("GET", "/", NAME)).status == 200
+            assert await reloaded(caplog) == "reloaded: 2 sites, 0 passthrough names"
+            async with await visit(addresses.https[0], "home.test") as stream:
+                assert (await Caller(stream).ask("GET", "/", "home.test")).status == 200
+            assert (await caller.ask("GET", "/", NAME)).status == 200
+
+
+async def test_a_bad_file_is_refused_and_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def bad() -> Config:
+        raise ConfigError(Path("config.toml"), (Mistake(3, "sites", "is wrong"),))
+
+    async with backend(answering(HELLO)) as (port, _):
+        config = configured(tmp_path, make_config(site(NAME, port, tls="internal")))
+        async with running(config, bad) as addresses:
+            assert "not reloaded" in await reloaded(caplog)
+            assert "config.toml:3: sites: is wrong" in caplog.text
+            async with await visit(addresses.https[0], NAME) as stream:
+                assert (await Caller(stream).ask("GET", "/", NAME)).status == 200
+
+
+async def test_a_reload_refuses_certificate_files_that_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = configured(tmp_path, make_config(site(NAME, 1, tls="internal")))
+    files = CertificateFiles(tmp_path / "gone.pem", tmp_path / "gone.key")
+    new = attrs.evolve(old, sites={NAME: site(NAME, 1, tls=files)})
+    async with running(old, lambda: new):
+        assert "not reloaded" in await reloaded(caplog)
+        assert "gone.pem" in caplog.text
+
+
+async def test_a_reload_moves_listeners_that_changed_and_no_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server((LOOPBACK, 0)) as probe:
+        free = probe.getsockname()[1]
+    old = configured(tmp_path, make_config(site(NAME, 1)))
+    new = attrs.evolve(old, listen=attrs.evolve(old.listen, http=(HostPort(LOOPBACK, free),)))
+    async with running(old, lambda: new) as addresses:
+        kept = await visit(addresses.https[0], NAME)
+        await reloaded(caplog)
+        async with await trio.open_tcp_stream(LOOPBACK, free) as stream:
+            assert (await Caller(stream).ask("GET", "/", NAME)).status == 308
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream(LOOPBACK, addresses.http[0].port)
+        async with await visit(addresses.https[0], NAME):
+            pass
+        await trio.aclose_forcefully(kept)
+
+
+async def test_a_reload_that_cannot_bind_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server((LOOPBACK, 0)) as holder:
+        taken = holder.getsockname()[1]
+        old = configured(tmp_path, make_config(site(NAME, 1)))
+        new = attrs.evolve(
+            old,
+            listen=attrs.evolve(old.listen, http=(HostPort(LOOPBACK, taken),)),
+            sites={"other.test": site("other.test", 1)},
+        )
+        async with running(old, lambda: new) as addresses:
+            assert f"{taken} is held by" in await reloaded(caplog)
+            async with await trio.open_tcp_stream(LOOPBACK, addresses.http[0].port) as stream:
+                assert (await Caller(stream).ask("GET", "/", NAME)).status == 308  # the old name, on the old port
+
+
+async def test_stopping_lets_a_running_response_finish(tmp_path: Path) -> None:
+    proceed = trio.Event()
+
+    async def slow(stream: trio.SocketStream, _: object) -> None:
+        await stream.receive_some()
+        await proceed.wait()
+        await stream.send_all(HELLO)
+
+    async with backend(slow) as (port, seen):
+        config = configured(tmp_path, make_config(site(NAME, port, tls="internal")))
+        async with trio.open_nursery() as clients, running(config) as addresses:
+            stream = await visit(addresses.https[0], NAME)
+            answers = []
+
+            async def ask_slowly() -> None:
+                answers.append(await Caller(stream).ask("GET", "/", NAME))
+                await trio.aclose_forcefully(stream)
+
+            clients.start_soon(ask_slowly)
+            while not seen.connections:
+                await trio.lowlevel.checkpoint()
+            os.kill(os.getpid(), signal.SIGTERM)
+            while True:  # new connections are refused at once
+                try:
+                    await (await trio.open_tcp_stream(LOOPBACK, addresses.https[0].port)).aclose()
+                except OSError:
+                    break
+            proceed.set()
+        assert answers[0].body == b"hello"
+
+
+async def test_the_drain_ends_what_does_not_end_by_itself(tmp_path: Path) -> None:
+    async def never(stream: trio.SocketStream, _: object) -> None:
+        await stream.receive_some()
+        await trio.sleep_forever()
+
+    async with backend(never) as (port, seen):
+        config = make_config(site(NAME, port, tls="internal"), timeouts=Timeouts(drain=0.2))
+        with trio.fail_after(5):
+            async with running(configured(tmp_path, config)) as addresses:
+                stream = await visit(addresses.https[0], NAME)
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: cloud.test\r\n\r\n")
+                while not seen.connections:
+                    await trio.lowlevel.checkpoint()
+        await trio.aclose_forcefully(stream)
+
+
+async def test_what_cannot_be_bound_ends_the_start_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as holder:
+        taken = HostPort(*holder.getsockname())
+        config = configured(tmp_path, make_config(site(NAME, 1)))
+        config = attrs.evolve(config, listen=attrs.evolve(config.listen, http=(taken,)))
+        with pytest.raises(ListenError, match=f"{taken.port} is held by"):
+            await Server(config, lambda: config).run()
+    assert not config.control_socket.exists()
+
+
+async def test_commands_reach_the_certificate_manager(tmp_path: Path) -> None:
+    config = configured(tmp_path, make_config(site(NAME, 1, tls="internal")))
+    async with running(config):
+        result = await ask(config.control_socket, "certs.list", {}, print)
+        assert [NAME in str(certificate) for certificate in result["certificates"]] == [True]
