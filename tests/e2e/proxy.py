@@ -48,8 +48,11 @@ class Trioproxy:
     def serving(self) -> Iterator[Software]:
         """`trioproxy serve`, from its `ready` until the block ends."""
         with running(self.host, *self._command("serve")) as software:
-            software.wait_for(r"\bready\b")
-            yield software
+            try:
+                software.wait_for(r"\bready\b")
+                yield software
+            finally:
+                print(software.said())  # pytest shows it with a test that failed
 
     def run(self, *arguments: str, patience: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run a command of trioproxy to its end."""

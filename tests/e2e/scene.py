@@ -35,13 +35,15 @@ ECHO = 8000
 NOBODY = "10.1.2.99"
 """An address of the home where there is no host."""
 
+DNS = "10.1.2.9"
+
 HOSTS = (
-    Plan("client", ("192.0.2.50/24", "2001:db8::50/64"), nameserver="192.0.2.9"),
-    Plan("proxy", ("192.0.2.1/24", "10.1.2.1/24", "2001:db8::1/64"), nameserver="192.0.2.9"),
-    Plan("spare", ("192.0.2.2/24", "10.1.2.2/24", "2001:db8::2/64"), nameserver="192.0.2.9"),
-    Plan("pbx", ("10.1.2.3/24",), gateway="10.1.2.1", nameserver="10.1.2.9"),
-    Plan("cloud", ("10.1.2.4/24",), nameserver="10.1.2.9"),
-    Plan("ca", ("10.1.2.9/24", "192.0.2.9/24"), nameserver="192.0.2.9"),
+    Plan("client", ("192.0.2.50/24", "2001:db8::50/64")),
+    Plan("proxy", ("192.0.2.1/24", "10.1.2.1/24", "2001:db8::1/64"), nameserver=DNS),
+    Plan("spare", ("192.0.2.2/24", "10.1.2.2/24", "2001:db8::2/64"), nameserver=DNS),
+    Plan("pbx", ("10.1.2.3/24",), gateway="10.1.2.1", nameserver=DNS),
+    Plan("cloud", ("10.1.2.4/24",)),
+    Plan("ca", ("10.1.2.9/24", "192.0.2.9/24")),
 )
 
 PROGRAMS = ("pebble", "pebble-challtestsrv", "nginx", "certbot", "curl", "openssl", "ss", "setpriv")

@@ -29,9 +29,7 @@ def test_the_demo_prints_what_to_try_and_ends_with_ctrl_c(host: Host, tmp_path: 
     state = {"XDG_DATA_HOME": str(tmp_path), "STATE_DIRECTORY": str(tmp_path / "state")}
     command = [TRIOPROXY, "--config", str(REPOSITORY / "config.toml"), "demo"]
     with running(host, *command, env=state) as demo:
-        demo.wait_for(r"\bready\b")
-        demo.wait_for("curl .*cloud")
-        demo.wait_for("curl .*pbx")
+        demo.wait_for("Ctrl-C stops it")
         lines = [line.strip() for line in demo.said().splitlines() if line.strip().startswith("curl ")]
         for name in ("pbx.localhost", "cloud.localhost"):
             line = next(line for line in lines if name in line)
