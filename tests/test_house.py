@@ -18,6 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
     {"cli"},
+    {"standalone"},
     {"server"},
     {"proxy", "certs", "control"},
     {"acme", "snapshot"},

@@ -54,6 +54,26 @@ class Addresses:
     http: tuple[HostPort, ...]
 
 
+def proxy_context(cell: Cell, board: ChallengeBoard, reaper: Reaper) -> ProxyContext:
+    """The parts of a proxy that goes by `cell` and answers the challenges of `board`."""
+    return ProxyContext(
+        cell=cell,
+        board=board,
+        reaper=reaper,
+        pump=Pump(reaper),
+        pool=Pool(reaper),
+        drain=Drain(),
+        pseudonym=b"trioproxy-" + secrets.token_hex(4).encode(),
+    )
+
+
+def acme_client(settings: Acme, store: Store, reaper: Reaper) -> AcmeClient:
+    """A client for the directory of `settings`, whose accounts are kept in `store`."""
+    from trioproxy.acme.client import AcmeClient  # here, for it takes longer to import than all the rest
+
+    return AcmeClient(settings, HttpClient(settings.ca_file, reaper), store.accounts)
+
+
 class Server:
     """One running proxy.
 
@@ -69,17 +89,14 @@ class Server:
         self._cell = Cell(self._snapshot(config))
         self._board = ChallengeBoard()
         self._reaper = Reaper()
-        self._drain = Drain()
-        self._ctx = ProxyContext(
-            cell=self._cell,
-            board=self._board,
-            reaper=self._reaper,
-            pump=Pump(self._reaper),
-            pool=Pool(self._reaper),
-            drain=self._drain,
-            pseudonym=b"trioproxy-" + secrets.token_hex(4).encode(),
+        self._ctx = proxy_context(self._cell, self._board, self._reaper)
+        self._manager = Manager(
+            self._cell,
+            self._board,
+            self._store,
+            self._source,
+            lambda settings: acme_client(settings, self._store, self._reaper),
         )
-        self._manager = Manager(self._cell, self._board, self._store, self._source, self._acme_client)
         self._listeners = Listeners(self._ctx)
         self._stopping = trio.Event()
 
@@ -90,30 +107,32 @@ class Server:
             ListenError: an address or the control socket cannot be bound. Nothing was served then.
         """
         config = self._cell.current.config
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            with control_socket(config.control_socket) as control:
-                addresses = self._listeners.bind(config.listen)
-                async with trio.open_nursery() as services:
-                    services.start_soon(self._reaper.run)
-                    services.start_soon(self._ctx.pump.run)
-                    services.start_soon(self._ctx.pool.run)
-                    services.start_soon(serve_control, control, handlers(self._manager))
-                    services.start_soon(self._keep_certificates)
-                    async with trio.open_nursery() as connections:
-                        async with trio.open_nursery() as accepting:
-                            self._listeners.start(accepting, connections)
-                            services.start_soon(self._heed, signals, connections)
-                            log.info("ready: %s", ", ".join(map(str, addresses.https + addresses.http)))
-                            task_status.started(addresses)
-                            await self._stopping.wait()
-                            accepting.cancel_scope.cancel()
-                        self._begin_drain(connections)
-                    services.cancel_scope.cancel()
+        with (
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+            control_socket(config.control_socket) as control,
+        ):
+            addresses = self._listeners.bind(config.listen)
+            async with trio.open_nursery() as services:
+                services.start_soon(self._reaper.run)
+                services.start_soon(self._ctx.pump.run)
+                services.start_soon(self._ctx.pool.run)
+                services.start_soon(serve_control, control, handlers(self._manager))
+                services.start_soon(self._keep_certificates)
+                async with trio.open_nursery() as connections:
+                    async with trio.open_nursery() as accepting:
+                        self._listeners.start(accepting, connections)
+                        services.start_soon(self._heed, signals, connections)
+                        log.info("ready: %s", ", ".join(map(str, addresses.https + addresses.http)))
+                        task_status.started(addresses)
+                        await self._stopping.wait()
+                        accepting.cancel_scope.cancel()
+                    self._begin_drain(connections)
+                services.cancel_scope.cancel()
         log.info("stopped")
 
     def _begin_drain(self, connections: trio.Nursery) -> None:
         seconds = self._cell.current.config.timeouts.drain
-        self._drain.begin()
+        self._ctx.drain.begin()
         if connections.child_tasks:
             log.info("stopping: %d connections may finish within %g s", len(connections.child_tasks), seconds)
         connections.cancel_scope.deadline = trio.current_time() + seconds
@@ -175,11 +194,6 @@ class Server:
         return Snapshot(
             config, RouteTable.of(config), Contexts(self._source.context_for), self._source.awaiting(config)
         )
-
-    def _acme_client(self, settings: Acme) -> AcmeClient:
-        from trioproxy.acme.client import AcmeClient  # here, for it takes longer to import than all the rest
-
-        return AcmeClient(settings, HttpClient(settings.ca_file, self._reaper), self._store.accounts)
 
 
 class Listeners:

@@ -1,0 +1,63 @@
+"""Renewing without a running server: the parts of one that an order needs, for as long as it takes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from trioproxy.certs.contexts import ContextSource
+from trioproxy.certs.internal_ca import InternalCA
+from trioproxy.certs.manager import Manager
+from trioproxy.certs.status import Outcome
+from trioproxy.certs.store import Store
+from trioproxy.challenges import ChallengeBoard
+from trioproxy.config.model import Config
+from trioproxy.control import Report
+from trioproxy.net.listen import Handler, Peer, accept_forever, bind
+from trioproxy.net.sock import Reaper
+from trioproxy.proxy.plain import serve_plain
+from trioproxy.routing import RouteTable
+from trioproxy.server import acme_client, proxy_context
+from trioproxy.snapshot import Cell, Contexts, Snapshot
+
+
+async def renew(config: Config, names: Sequence[str], force: bool, report: Report) -> list[Outcome]:
+    """Do what `Manager.renew` does while no server runs: port 80 is answered here meanwhile.
+
+    Raises:
+        ListenError: port 80 is not to be had; the message says who holds it.
+        ControlError: a name that is none of the configuration's.
+    """
+    store = Store(config.storage)
+    source = ContextSource(store, InternalCA(store))
+    snapshot = Snapshot(config, RouteTable.of(config), Contexts(source.context_for), source.awaiting(config))
+    cell, board, reaper = Cell(snapshot), ChallengeBoard(), Reaper()
+    manager = Manager(cell, board, store, source, lambda settings: acme_client(settings, store, reaper))
+    async with _port_80(config, cell, board, reaper):
+        await manager.look()
+        return await manager.renew(names, force, report)
+
+
+@asynccontextmanager
+async def _port_80(config: Config, cell: Cell, board: ChallengeBoard, reaper: Reaper) -> AsyncIterator[None]:
+    listeners = bind(config.listen.http, optional=not config.listen.http_written)
+    ctx = proxy_context(cell, board, reaper)
+    async with trio.open_nursery() as nursery:
+
+        def handle(sock: socket.socket, peer: Peer) -> None:
+            nursery.start_soon(serve_plain, ctx, sock, peer)
+
+        nursery.start_soon(reaper.run)
+        nursery.start_soon(ctx.pool.run)
+        for listener in listeners:
+            nursery.start_soon(_accept, listener, handle)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _accept(listener: socket.socket, handle: Handler) -> None:
+    with listener:
+        await accept_forever(listener, handle)
