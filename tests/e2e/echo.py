@@ -8,6 +8,7 @@ The client sends each TEXT over TLS as a message and prints the answers. `trio-w
 
 from __future__ import annotations
 
+import functools
 import ssl
 import sys
 
@@ -50,4 +51,4 @@ if __name__ == "__main__":
     if mode == "serve":
         trio.run(serve, host, int(number))
     else:
-        trio.run(talk, host, int(number), *rest)
+        trio.run(functools.partial(talk, host, int(number), *rest))

@@ -24,7 +24,7 @@ class Trioproxy:
         self.host = host
         self.config = folder / "config.toml"
         self.storage = folder / "storage"
-        self._directory = directory
+        self.directory = directory
         self._ca_file = ca_file
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -32,7 +32,7 @@ class Trioproxy:
         """Write a configuration: `text` holds the tables `passthrough` and `sites`."""
         self.config.write_text(
             f"{self._listen()}\n"
-            f'[acme]\nemail = "me@myname.com"\ndirectory = "{self._directory}"\nca_file = "{self._ca_file}"\n'
+            f'[acme]\nemail = "me@myname.com"\ndirectory = "{self.directory}"\nca_file = "{self._ca_file}"\n'
             f'[timeouts]\ndrain = "{drain}"\n'
             f'[storage]\npath = "{self.storage}"\n'
             f"{text}"
