@@ -140,7 +140,10 @@ class Server:
     async def _heed(self, signals: AsyncIterator[int], connections: trio.Nursery) -> None:
         async for number in signals:
             if number == signal.SIGHUP:
-                await self.reload()
+                try:
+                    await self.reload()
+                except Exception:
+                    log.exception("a bug in trioproxy: not reloaded; still serving by the old configuration")
             elif self._stopping.is_set():
                 log.warning("stopping at once: open connections are cut")
                 connections.cancel_scope.cancel()
