@@ -1,0 +1,328 @@
+"""Keeps every site's certificate good.
+
+One loop sleeps until the earliest moment at which something is due, at most an hour, for wall clocks jump and a timer
+would not. What is due becomes a job; a few run at once, one for each name, and each ends by itself: in a certificate,
+or in words about why not and a moment for the next attempt (`renewal`). The loop never waits for a job.
+
+A person's wish (`renew`) is a job like any other; who wishes for what is under way waits for that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+import trio
+
+from trioproxy.acme.client import AcmeClient
+from trioproxy.acme.order import Report, obtain
+from trioproxy.certs.bundle import Leaf
+from trioproxy.certs.contexts import ContextSource, read_files
+from trioproxy.certs.internal_ca import Clock, utc_now
+from trioproxy.certs.renewal import Known, Obtain, Renewals, renews
+from trioproxy.certs.status import CertificateStatus, Outcome, status_of
+from trioproxy.certs.store import Store
+from trioproxy.challenges import ChallengeBoard
+from trioproxy.config.model import Acme, CertificateFiles, Config, Site
+from trioproxy.errors import CertificateError, ControlError, InvalidName, TrioproxyError
+from trioproxy.names import normalise
+from trioproxy.snapshot import Cell
+
+log = logging.getLogger("trioproxy.certs")
+
+Handler = Callable[[dict[str, Any], Report], Awaitable[dict[str, Any]]]
+
+AT_ONCE = 4
+"""Names that are renewed at the same time, and as many again that a person asked for."""
+
+NAP = 3600.0
+"""Seconds after which the wall clock is looked at again, whatever is due when."""
+
+
+class _Job:
+    """One name being renewed, and who wants to hear of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.listeners: list[Report] = []
+        self.done = trio.Event()
+        self.outcome: Outcome | None = None  # still None when done: whoever ran it was cancelled
+
+    def tell(self, line: str) -> None:
+        log.debug("%s  %s", self.name, line)
+        for report in self.listeners:
+            report(line)
+
+
+class Manager:
+    """Renews the certificates of one running server, or of one command.
+
+    Args:
+        cell: Where the configuration is read and new contexts are published.
+        board: Where challenges are answered.
+        store: Keys, certificates, failures.
+        source: Makes contexts.
+        make_client: A client for an ACME directory.
+        clock: The wall clock, UTC.
+        rng: Spreads attempts after failures.
+        obtain: Carries out an order.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        board: ChallengeBoard,
+        store: Store,
+        source: ContextSource,
+        make_client: Callable[[Acme], AcmeClient],
+        clock: Clock = utc_now,
+        rng: random.Random | None = None,
+        obtain: Obtain = obtain,
+    ) -> None:
+        rng = rng or random.Random()  # noqa: S311 - it spreads load, it keeps no secret
+        self._work = Renewals(cell, board, store, source, make_client, clock, rng, obtain)
+        self._cell = cell
+        self._store = store
+        self._source = source
+        self._clock = clock
+        self._jobs: dict[str, _Job] = {}
+        self._in_background: set[str] = set()
+        self._wished = trio.CapacityLimiter(AT_ONCE)
+        self._woken = trio.Event()
+        self._looking = trio.Lock()
+        self._seen: Config | None = None
+
+    # ---- the loop -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep certificates good until cancelled."""
+        await trio.to_thread.run_sync(self._store.sweep)
+        async with trio.open_nursery() as nursery:
+            while True:
+                if self._config is not self._seen:
+                    await self.look()
+                    await self._make_ready()
+                self._renew_internal()
+                for name in self._due(AT_ONCE - len(self._in_background)):
+                    self._in_background.add(name)
+                    nursery.start_soon(self._run_in_background, self._begin(name))
+                with trio.move_on_after(self._pause()):
+                    await self._woken.wait()
+                self._woken = trio.Event()
+
+    def wake(self) -> None:
+        """Look at the configuration and the store again: called after a reload."""
+        self._seen = None
+        self._woken.set()
+
+    async def look(self) -> None:
+        """Read what the store holds for every site, unless that has been done since `wake`. Nothing is written."""
+        async with self._looking:
+            config = self._config
+            if self._seen is config:
+                return
+            wanted = [site for site in config.sites.values() if site.tls == "acme"]
+            for name in self._work.known.keys() - {site.name for site in wanted}:
+                del self._work.known[name]
+            for site in wanted:
+                await trio.lowlevel.checkpoint()  # ten thousand small files are a second's work: not in one piece
+                if site.name not in self._jobs:
+                    self._work.look_at_first(site)
+            self._seen = config
+
+    async def _make_ready(self) -> None:
+        """Do at the start and after a reload what should not wait until somebody calls."""
+        snapshot = self._cell.current
+        sites = snapshot.config.sites
+        if snapshot.awaiting or any(site.tls == "internal" for site in sites.values()):
+            await trio.to_thread.run_sync(self._source.prepare)
+        for name in self._source.served.keys() - sites.keys():
+            del self._source.served[name]
+        for site in sites.values():
+            if isinstance(site.tls, CertificateFiles):
+                await trio.lowlevel.checkpoint()
+                snapshot.contexts.of(site)  # reads them, and logs what is wrong with them
+
+    @property
+    def _config(self) -> Config:
+        return self._cell.current.config
+
+    def _due(self, most: int) -> list[str]:
+        """Names to begin with now, the longest overdue first."""
+        now = self._clock()
+        due = ((known.due(now), name) for name, known in self._idle())
+        return [name for when, name in heapq.nsmallest(most, due) if when <= now]
+
+    def _pause(self) -> float:
+        """Seconds until something is due; while as much runs as may, only the end of a job changes anything."""
+        now = self._clock()
+        moments = [when for _, _, when in self._internal()]
+        if len(self._in_background) < AT_ONCE:
+            moments += [known.due(now) for _, known in self._idle()]
+        until = min(moments, default=now + timedelta(seconds=NAP)) - now
+        return min(max(0.0, until.total_seconds()), NAP)
+
+    def _idle(self) -> Iterator[tuple[str, Known]]:
+        return ((name, known) for name, known in self._work.known.items() if name not in self._jobs)
+
+    # ---- jobs ---------------------------------------------------------------------------------------
+
+    def _begin(self, name: str) -> _Job:
+        job = self._jobs[name] = _Job(name)
+        return job
+
+    async def _run_in_background(self, job: _Job) -> None:
+        try:
+            await self._run(job)
+        finally:
+            self._in_background.discard(job.name)
+
+    async def _run(self, job: _Job, *, force: bool = False, wished: bool = False) -> None:
+        """Do a job to its end, whatever that is; only a cancellation comes out of here."""
+        try:
+            job.outcome = await self._work.attend(job.name, job.tell, force=force, wished=wished)
+        except Exception as exc:
+            log.exception("%s  a bug in trioproxy kept its certificate from being renewed", job.name)
+            job.outcome = await self._work.failed(job.name, TrioproxyError(f"a bug in trioproxy: {exc!r}"))
+        finally:
+            del self._jobs[job.name]
+            job.done.set()
+            self._woken.set()
+
+    # ---- certificates of the internal CA ------------------------------------------------------------
+
+    def _internal(self) -> Iterator[tuple[Site, Leaf, datetime]]:
+        """Sites that are served with a certificate of the internal CA, and when that is to be renewed."""
+        for name, served in self._source.served.items():
+            site = self._config.sites.get(name)
+            if site is not None and served.by == "internal":
+                yield site, served.leaf, renews(served.leaf, self._clock())
+
+    def _renew_internal(self) -> None:
+        now = self._clock()
+        for site in [site for site, _, when in self._internal() if when <= now]:
+            self._publish_internal(site)
+
+    def _publish_internal(self, site: Site) -> None:
+        context = self._source.context_for(site)
+        self._cell.update(lambda s: attrs.evolve(s, contexts=s.contexts.replaced(site.name, context)))
+
+    # ---- for people ---------------------------------------------------------------------------------
+
+    async def renew(self, names: Sequence[str], force: bool, report: Report) -> list[Outcome]:
+        """Renew what is due of `names`, or of all names.
+
+        Args:
+            names: Sites; none for all of those whose certificates come from the CA.
+            force: Renew what is not due, too, and what an earlier failure says to leave alone.
+            report: Gets each line of progress, beginning with the name it is about.
+
+        Returns:
+            What came of each name, in the order of `names`; for no names, what came of each that was tried.
+
+        Raises:
+            ControlError: a name is none of a site with a certificate that is ours to renew. Nothing was done then.
+        """
+        await self.look()
+        now = self._clock()
+        wanted = list(dict.fromkeys(self._wanted(name) for name in names))
+        if not names:
+            wanted = [name for name, known in self._work.known.items() if force or known.renews <= now]
+        outcomes: dict[str, Outcome] = {}
+
+        async def one(name: str) -> None:
+            outcome = outcomes[name] = await self._wish(name, force, lambda line: report(f"{name}: {line}"))
+            report(f"{name}: {outcome.result}: {outcome.detail}")
+
+        async with trio.open_nursery() as nursery:
+            for name in wanted:
+                nursery.start_soon(one, name)
+        return [outcomes[name] for name in wanted]
+
+    async def _wish(self, name: str, force: bool, report: Report) -> Outcome:
+        site = self._config.sites.get(name)
+        if site is not None and site.tls == "internal":
+            await trio.lowlevel.checkpoint()
+            self._publish_internal(site)
+            return Outcome(name, "renewed", "a new certificate of the internal CA")
+        while True:
+            job = self._jobs.get(name)
+            if job is not None:
+                report("is being renewed already; waiting for that")
+                job.listeners.append(report)
+                await job.done.wait()
+            else:
+                async with self._wished:
+                    if name in self._jobs:
+                        continue
+                    job = self._begin(name)
+                    job.listeners.append(report)
+                    await self._run(job, force=force, wished=True)
+            if job.outcome is not None:
+                return job.outcome
+
+    def _wanted(self, text: str) -> str:
+        config = self._config
+        try:
+            name = text if text in config.sites else normalise(text)
+        except InvalidName:
+            name = text
+        site = config.sites.get(name)
+        if site is None and name in config.passthrough:
+            raise ControlError(f"{name} is passed through: its certificate is its backend's own affair")
+        if site is None:
+            near = difflib.get_close_matches(name, config.sites, 1)
+            raise ControlError(f"there is no site {name}{f'; did you mean {near[0]}?' if near else ''}")
+        if isinstance(site.tls, CertificateFiles):
+            raise ControlError(f"{name} has its certificate from {site.tls.certificate}: replace that, then reload")
+        return name
+
+    def listing(self) -> list[CertificateStatus]:
+        """Every managed certificate, as far as `look` has seen it, by name."""
+        return [self._status(site) for _, site in sorted(self._config.sites.items())]
+
+    def _status(self, site: Site) -> CertificateStatus:
+        now, name = self._clock(), site.name
+        if site.tls == "acme":
+            known = self._work.known.get(name) or Known(None, now)
+            return status_of(
+                name,
+                "acme",
+                now,
+                known.leaf,
+                renews=known.renews if known.leaf else None,
+                trouble=known.trouble,
+                problem=known.problem,
+                busy=name in self._jobs,
+            )
+        served = self._source.served.get(name)
+        if site.tls == "internal":
+            leaf = served.leaf if served else None
+            return status_of(name, "internal", now, leaf, renews=renews(leaf, now) if leaf else None)
+        if served is not None:
+            own = served.leaf if served.by == "files" else None
+            return status_of(name, "files", now, own, problem=served.problem)
+        try:
+            return status_of(name, "files", now, read_files(site.tls).leaf)
+        except CertificateError as exc:
+            return status_of(name, "files", now, None, problem=str(exc))
+
+
+def handlers(manager: Manager) -> dict[str, Handler]:
+    """What the control socket carries out for `certs list` and `certs renew`."""
+
+    async def list_all(_: dict[str, Any], __: Report) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        return {"certificates": [attrs.asdict(status) for status in manager.listing()]}
+
+    async def renew(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+        outcomes = await manager.renew([str(name) for name in arguments["names"]], bool(arguments["force"]), report)
+        return {"outcomes": [attrs.asdict(outcome) for outcome in outcomes]}
+
+    return {"certs.list": list_all, "certs.renew": renew}

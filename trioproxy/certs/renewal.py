@@ -1,0 +1,273 @@
+"""One site's certificate, from looking at what there is to serving what came; and what is done when nothing came.
+
+The order of things is the whole of it. Under the name's lock the store is looked at again, for another process may have
+done the work meanwhile. What the CA issued is stored first, then a context is built from it and published in one
+synchronous update, so handshakes from then on get it and connections that stand go on with the old one. The order under
+way and the failures in a row are on disk, so a restart neither orders twice nor begins the ladder anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+import attrs
+import trio
+
+from trioproxy.acme.client import AcmeClient
+from trioproxy.acme.order import Issued, Journal, Report
+from trioproxy.certs import policy
+from trioproxy.certs.bundle import Bundle, Leaf
+from trioproxy.certs.contexts import ContextSource
+from trioproxy.certs.internal_ca import Clock
+from trioproxy.certs.status import Outcome, authority, day, time_of_day
+from trioproxy.certs.store import Store
+from trioproxy.challenges import ChallengeBoard
+from trioproxy.config.model import Acme, KeyType, Site
+from trioproxy.errors import AcmeError, CertificateError, StoreError, TrioproxyError
+from trioproxy.snapshot import Cell, Snapshot
+
+log = logging.getLogger("trioproxy.certs")
+
+Obtain = Callable[[AcmeClient, str, KeyType, ChallengeBoard, Journal, Report], Awaitable[Issued]]
+"""`trioproxy.acme.order.obtain`, or what stands in for it."""
+
+
+def renews(leaf: Leaf | None, now: datetime) -> datetime:
+    """When a certificate is to be renewed; now, where there is none."""
+    return now if leaf is None else policy.renew_at(leaf.not_before, leaf.not_after, policy.dice_of(leaf.serial))
+
+
+@attrs.frozen
+class Known:
+    """What is known of a site whose certificate comes from the CA.
+
+    Attributes:
+        leaf: Its own certificate; None while there is none that is for its name.
+        renews: When to renew that, whatever went wrong.
+        trouble: Attempts that failed.
+        problem: Why the store cannot be read, "" when it can.
+    """
+
+    leaf: Leaf | None
+    renews: datetime
+    trouble: policy.Trouble | None = None
+    problem: str = ""
+
+    def due(self, now: datetime) -> datetime:
+        """When to do something about it."""
+        if self.trouble is not None and self.trouble.holds(now):
+            return max(self.renews, self.trouble.next_attempt)
+        return self.renews
+
+
+class Renewals:
+    """Does the work on one name at a time; `Manager` says which and when.
+
+    Args:
+        cell: Where the configuration is read and new contexts are published.
+        board: Where challenges are answered.
+        store: Keys, certificates, failures.
+        source: Makes contexts.
+        make_client: A client for an ACME directory.
+        clock: The wall clock, UTC.
+        rng: Spreads attempts after failures.
+        obtain: Carries out an order.
+
+    Attributes:
+        known: What `look_at` found and what came of later work, by name.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        board: ChallengeBoard,
+        store: Store,
+        source: ContextSource,
+        make_client: Callable[[Acme], AcmeClient],
+        clock: Clock,
+        rng: random.Random,
+        obtain: Obtain,
+    ) -> None:
+        self.known: dict[str, Known] = {}
+        self._cell = cell
+        self._board = board
+        self._store = store
+        self._source = source
+        self._make_client = make_client
+        self._clock = clock
+        self._rng = rng
+        self._carry_out = obtain
+        self._client: tuple[Acme, AcmeClient] | None = None
+
+    def look_at(self, site: Site) -> Known:
+        """Learn what the store has for `site`. Raises StoreError; what was known before then stays."""
+        bundle = self._store.load(site.name)
+        trouble = self._store.trouble(site.name)
+        leaf = bundle.leaf if bundle is not None and bundle.leaf.matches(site.name) else None
+        before = self.known.get(site.name)
+        if before is not None and before.trouble is not None and before.leaf == leaf:
+            # A failure that could not be written down, on a full disk perhaps, counts all the same.
+            trouble = max(before.trouble, trouble or before.trouble, key=lambda t: t.failed_at)
+        known = self.known[site.name] = Known(leaf, renews(leaf, self._clock()), trouble)
+        if leaf is None and site.name not in self._cell.current.awaiting:
+            self._cell.update(lambda s: attrs.evolve(s, awaiting=s.awaiting | {site.name}))
+        return known
+
+    def look_at_first(self, site: Site) -> None:
+        """As `look_at`; what cannot be read is due at once, and fails then as all else does, with its next attempt."""
+        try:
+            self.look_at(site)
+        except StoreError as exc:
+            self.known[site.name] = Known(None, self._clock(), problem=str(exc))
+
+    async def attend(self, name: str, report: Report, *, force: bool = False, wished: bool = False) -> Outcome:
+        """Renew the certificate of `name` if that is due. Only one at a time for each name.
+
+        Args:
+            name: A site.
+            report: Gets lines of progress.
+            force: Renew it although it is not due, or an earlier failure says to wait.
+            wished: A person asked: what waits for nothing but our own patience is tried at once.
+        """
+        await trio.lowlevel.checkpoint()  # a job that is done at once must not keep others from their turn
+        site = self._cell.current.config.sites.get(name)
+        if site is None or site.tls != "acme":
+            self.known.pop(name, None)
+            return Outcome(name, "kept", "it is no longer configured to have a certificate of a public CA")
+        try:
+            before = self.look_at(site).leaf
+            async with self._store.lock(name):
+                known, now = self.look_at(site), self._clock()
+                if known.leaf is not None and (known.leaf != before or (known.renews > now and not force)):
+                    return await self._adopt(site, known.leaf)
+                trouble = known.trouble
+                if trouble is not None and trouble.holds(now) and not force and (trouble.rate_limited or not wished):
+                    again = time_of_day(trouble.next_attempt, now)
+                    return Outcome(name, "waiting", f"not before {again}: {trouble.error}")
+                try:
+                    return await self._renew(site, known, report)
+                except TrioproxyError as exc:
+                    return await self.failed(name, exc)
+        except StoreError as exc:
+            return await self.failed(name, exc)
+
+    # ---- inside -------------------------------------------------------------------------------------
+
+    async def _adopt(self, site: Site, leaf: Leaf) -> Outcome:
+        """Serve the certificate that the store has: it is good, and another process may have brought it."""
+        served, awaited = self._source.served.get(site.name), site.name in self._cell.current.awaiting
+        if awaited or (served is not None and served.leaf != leaf):
+            bundle = self._store.load(site.name)
+            if bundle is not None:
+                self._publish(site, bundle)
+        await self._all_is_well(site.name)
+        return Outcome(site.name, "kept", self._dates(leaf))
+
+    async def _renew(self, site: Site, known: Known, report: Report) -> Outcome:
+        """Order a certificate, keep it and serve it. TrioproxyError says why not; the old one is served then."""
+        name = site.name
+        self._announce(name, known)
+        report(f"asking {authority(self._cell.current.config.acme.directory)}")
+        bundle = await self._obtain(site, report)
+        await self._store.save(name, bundle)
+        self._publish(site, bundle)
+        now, leaf = self._clock(), bundle.leaf
+        self.known[name] = Known(leaf, renews(leaf, now), known.trouble)
+        log.info("%s  %s; new handshakes already get it", name, self._dates(leaf))
+        if self.known[name].renews <= now:
+            # Only the ladder then keeps us from ordering again at once, and again.
+            wrong = "the new certificate is due for renewal from the start: is this machine's clock right?"
+            await self.failed(name, CertificateError(wrong))
+        else:
+            await self._all_is_well(name)
+        return Outcome(name, "renewed", self._dates(leaf))
+
+    async def _obtain(self, site: Site, report: Report) -> Bundle:
+        acme = self._cell.current.config.acme
+        if self._client is None or self._client[0] != acme:
+            self._client = (acme, self._make_client(acme))
+        journal, present = self._store.journal(site.name), self._store.load(site.name)
+        if present is not None and (record := journal.read()) and record.key_pem.strip() == present.key_pem.strip():
+            journal.clear()  # that order brought the present certificate; a crash kept it from being crossed out
+        issued = await self._carry_out(self._client[1], site.name, site.key_type, self._board, journal, report)
+        bundle = Bundle.of(issued.key_pem, issued.chain_pem)
+        if bundle.leaf.not_after <= self._clock():
+            raise CertificateError("the CA issued a certificate that has expired: is this machine's clock right?")
+        return bundle
+
+    def _publish(self, site: Site, bundle: Bundle) -> None:
+        """Let handshakes from now on get `bundle`, unless a reload has given the site other certificates meanwhile."""
+        context = self._source.context_of(site, bundle)
+
+        def change(snapshot: Snapshot) -> Snapshot:
+            now = snapshot.config.sites.get(site.name)
+            if now is None or now.tls != "acme":
+                return snapshot
+            contexts = snapshot.contexts.replaced(site.name, context)
+            return attrs.evolve(snapshot, contexts=contexts, awaiting=snapshot.awaiting - {site.name})
+
+        self._cell.update(change)
+
+    # ---- what went well, what went wrong ------------------------------------------------------------
+
+    async def _all_is_well(self, name: str) -> None:
+        """Forget what went wrong before. The certificate is in its place, so nothing here may call that a failure."""
+        self.known[name] = attrs.evolve(self.known[name], trouble=None)
+        await trio.lowlevel.checkpoint()
+        try:
+            self._store.journal(name).clear()
+            self._store.forget_trouble(name)
+        except StoreError as exc:
+            log.warning("%s  has its certificate, but earlier notes about it are not removed: %s", name, exc)
+
+    async def failed(self, name: str, exc: TrioproxyError) -> Outcome:
+        """Say what went wrong with `name`, and keep on disk when it is tried again."""
+        await trio.lowlevel.checkpoint()
+        now = self._clock()
+        known = self.known.get(name) or Known(None, now)
+        if known.leaf is not None and known.renews > now:
+            # A person wished for it. Nothing is due, so nothing is to be tried again.
+            log.warning("%s  %s; it needs no new certificate yet", name, exc)
+            return Outcome(name, "failed", str(exc))
+        trouble = self._one_more(known, exc)
+        problem = str(exc) if isinstance(exc, StoreError) else ""
+        self.known[name] = attrs.evolve(known, trouble=trouble, problem=problem)
+        try:
+            await self._store.note_trouble(name, trouble)
+        except StoreError as store_exc:
+            log.error("%s  a restart will not know of this failure: %s", name, store_exc)
+        again = f"next attempt at {time_of_day(trouble.next_attempt, now)}"
+        if known.leaf is None:
+            level, until = logging.ERROR, "browsers warn until then"
+        elif known.leaf.not_after <= now:
+            level, until = logging.ERROR, "its certificate has expired, and browsers warn"
+        else:
+            level, until = logging.WARNING, f"the present one is valid to {day(known.leaf.not_after, now)}"
+        log.log(level, "%s  %s; %s; %s", name, exc, again, until)
+        return Outcome(name, "failed", f"{exc}; {again}")
+
+    def _one_more(self, known: Known, exc: TrioproxyError) -> policy.Trouble:
+        now = self._clock()
+        failures = 1 + (known.trouble.failures if known.trouble else 0)
+        remaining = known.leaf.not_after - now if known.leaf else timedelta()
+        asked, limited = (exc.retry_after, exc.rate_limited) if isinstance(exc, AcmeError) else (None, False)
+        again = policy.retry_at(failures, now, remaining, self._rng.random(), asked)
+        return policy.Trouble(failures, now, again, str(exc), limited)
+
+    # ---- words --------------------------------------------------------------------------------------
+
+    def _announce(self, name: str, known: Known) -> None:
+        ca, snapshot = authority(self._cell.current.config.acme.directory), self._cell.current
+        if known.leaf is not None:
+            log.info("%s  valid to %s; asking %s for the next one", name, day(known.leaf.not_after, self._clock()), ca)
+        elif snapshot.routes.catch_all() is not None:
+            log.info('%s  stays with "*" while I ask %s', name, ca)
+        else:
+            log.info("%s  temporary certificate (browsers warn) while I ask %s", name, ca)
+
+    def _dates(self, leaf: Leaf) -> str:
+        now = self._clock()
+        return f"valid to {day(leaf.not_after, now)}, renews about {day(renews(leaf, now), now)}"

@@ -1,0 +1,167 @@
+"""What is said of certificates: to `certs list`, to `certs renew`, and in the log. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Literal
+
+import attrs
+
+from trioproxy.certs.bundle import Leaf
+from trioproxy.certs.policy import SHORT_LIFETIME, Trouble
+from trioproxy.config.model import LETSENCRYPT, ZEROSSL
+
+State = Literal["good", "waiting", "due", "renewing", "failing", "expiring", "expired", "unreadable"]
+"""How a certificate is, in one word.
+
+`waiting`: it is to come from the CA and none has come yet. `due`: it is time to renew it. `expiring`: a file of the
+user's, which nobody but the user renews, ends soon. `unreadable`: a file, or the store, cannot be read.
+"""
+
+NEEDS_A_PERSON = frozenset({"failing", "expiring", "expired", "unreadable"})
+
+EXPIRING = timedelta(days=14)
+
+Result = Literal["renewed", "kept", "waiting", "failed"]
+
+
+@attrs.frozen
+class Outcome:
+    """What came of the wish to renew one name.
+
+    Attributes:
+        name: The site.
+        result: `kept`: it was not due. `waiting`: an earlier failure says not to try yet.
+        detail: In words, what was done or why not.
+    """
+
+    name: str
+    result: Result
+    detail: str
+
+
+@attrs.frozen
+class CertificateStatus:
+    """One managed certificate, as JSON can say it (`attrs.asdict`). Moments are ISO 8601, UTC.
+
+    Attributes:
+        name: The site.
+        source: Where its certificate is to come from: "acme", "internal" or "files".
+        state: How it is, one of `State`.
+        names: The names in the certificate; empty when there is none yet.
+        issuer: Who signed it, "" when there is none yet.
+        not_after: When it expires.
+        days_left: Until then; negative afterwards.
+        renews: When it is to be renewed; None where nobody but the user does that.
+        why: The reason for that moment, in words.
+        error: What went wrong last, "" if nothing did.
+        next_attempt: When a failed renewal is tried again.
+        needs_a_person: Whether somebody should look at it.
+    """
+
+    name: str
+    source: Literal["acme", "internal", "files"]
+    state: State
+    names: tuple[str, ...] = ()
+    issuer: str = ""
+    not_after: str | None = None
+    days_left: float | None = None
+    renews: str | None = None
+    why: str = ""
+    error: str = ""
+    next_attempt: str | None = None
+    needs_a_person: bool = False
+
+
+def status_of(
+    name: str,
+    source: Literal["acme", "internal", "files"],
+    now: datetime,
+    leaf: Leaf | None,
+    *,
+    renews: datetime | None = None,
+    trouble: Trouble | None = None,
+    problem: str = "",
+    busy: bool = False,
+) -> CertificateStatus:
+    """Put the status of one certificate together.
+
+    Args:
+        name: The site.
+        source: Where its certificate is to come from.
+        now: The wall clock, UTC.
+        leaf: The certificate that it has of its own, if it has one.
+        renews: When that is to be renewed.
+        trouble: Attempts that failed.
+        problem: Why the certificate cannot be read.
+        busy: Whether it is being renewed at this moment.
+    """
+    state = _state(source, now, leaf, renews, trouble, problem, busy=busy)
+    return CertificateStatus(
+        name=name,
+        source=source,
+        state=state,
+        names=leaf.names if leaf else (),
+        issuer=leaf.issuer if leaf else "",
+        not_after=leaf.not_after.isoformat() if leaf else None,
+        days_left=round((leaf.not_after - now) / timedelta(days=1), 2) if leaf else None,
+        renews=renews.isoformat() if renews else None,
+        why=_why(source, leaf),
+        error=problem or (trouble.error if trouble else ""),
+        next_attempt=trouble.next_attempt.isoformat() if trouble else None,
+        needs_a_person=state in NEEDS_A_PERSON,
+    )
+
+
+def _state(
+    source: str,
+    now: datetime,
+    leaf: Leaf | None,
+    renews: datetime | None,
+    trouble: Trouble | None,
+    problem: str,
+    *,
+    busy: bool,
+) -> State:
+    if problem:
+        return "unreadable"
+    if leaf is not None and leaf.not_after <= now:
+        return "expired"
+    if trouble is not None:
+        return "failing"
+    if busy:
+        return "renewing"
+    if leaf is None:
+        return "waiting" if source == "acme" else "good"
+    if source == "files":
+        return "expiring" if leaf.not_after - now < EXPIRING else "good"
+    return "due" if renews is not None and renews <= now else "good"
+
+
+def _why(source: str, leaf: Leaf | None) -> str:
+    if source == "files":
+        return "you renew it: replace the files, then reload"
+    if leaf is None:
+        return "the first one is to come" if source == "acme" else "made when somebody first asks for the name"
+    short = leaf.not_after - leaf.not_before < SHORT_LIFETIME
+    return f"{'half' if short else 'a third'} of its lifetime is left then"
+
+
+def authority(directory: str) -> str:
+    """The name of the CA behind the URL of an ACME directory, as people know it."""
+    known = {LETSENCRYPT: "Let's Encrypt", ZEROSSL: "ZeroSSL"}
+    return known.get(directory) or directory.partition("://")[2].partition("/")[0] or directory
+
+
+def day(moment: datetime, now: datetime) -> str:
+    """`20 Feb`, in local time; with the year where that could be mistaken."""
+    local = moment.astimezone()
+    far = abs(moment - now) > timedelta(days=300)
+    return f"{local.day} {local:%b %Y}" if far else f"{local.day} {local:%b}"
+
+
+def time_of_day(moment: datetime, now: datetime) -> str:
+    """`14:05`, in local time; with the day where it is not today."""
+    local = moment.astimezone()
+    clock = f"{local:%H:%M}"
+    return clock if local.date() == now.astimezone().date() else f"{clock} on {day(moment, now)}"

@@ -1,0 +1,347 @@
+"""The storage folder: keys, certificates, accounts, orders under way, and what went wrong last.
+
+    certificates/NAME.pem                   key and chain of a name (certs/bundle.py says how)
+    certificates/NAME.pem.previous          the pair before that
+    certificates/NAME.pem.corrupt-TIME      a pair that did not load, set aside for a person to look at
+    orders/NAME.json                        an order under way, so that a crash resumes it instead of ordering again
+    trouble/NAME.json                       failures in a row and the time of the next attempt (certs/policy.py)
+    accounts/HOST-HASH.json                 the account at one ACME directory
+    locks/NAME.lock                         who works on a name (flock)
+    internal/ca.pem                         key and certificate of the internal CA
+    internal/ca.crt                         its certificate alone, to be imported into browsers
+
+Folders are 0700 and files 0600. NAME is the host name with `_wildcard` for `*`; host names hold no underscore, slash
+or doubled dot, so no two come out as one file, and none leads out of its folder. Each name has files of its own: what
+happens to one touches no other, and a start with ten thousand names lists one folder instead of opening them.
+
+What writes certificates waits for the disk in a thread. The rest is synchronous: reading is a matter of microseconds,
+and orders and accounts are written once in weeks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import trio
+
+from trioproxy.acme.client import Account
+from trioproxy.acme.order import OrderRecord
+from trioproxy.certs import files
+from trioproxy.certs.bundle import Bundle
+from trioproxy.certs.policy import Trouble
+from trioproxy.errors import CertificateError
+from trioproxy.names import MAX_NAME
+
+log = logging.getLogger("trioproxy.certs")
+
+T = TypeVar("T")
+
+CERTIFICATES, ORDERS, TROUBLE, ACCOUNTS, LOCKS, INTERNAL = (
+    "certificates",
+    "orders",
+    "trouble",
+    "accounts",
+    "locks",
+    "internal",
+)
+
+MAX_STEM = 200
+"""Bytes of NAME: a host name may have 253, a file name 255, and `.pem.corrupt-TIME` needs its part of those."""
+
+LEFT_BEHIND = 3600.0
+"""Seconds after which a file that a writer left half done is taken to be nobody's."""
+
+_SAFE = re.compile(r"[a-z0-9.-]+")
+
+
+def stem_of(name: str) -> str:
+    """The file name of a host name, without its suffix.
+
+    Args:
+        name: A normalised name, `*.suffix`, or `*`.
+    """
+    plain = name.removeprefix("*")
+    if len(name) > MAX_NAME or (plain and not _SAFE.fullmatch(plain)) or ".." in name or name.startswith("."):
+        raise ValueError(f"not a host name: {name!r}")
+    stem = f"_wildcard{plain}" if name.startswith("*") else name
+    if len(stem) > MAX_STEM:
+        return f"{stem[: MAX_STEM - 65]}_{hashlib.sha256(stem.encode()).hexdigest()}"
+    return stem
+
+
+class Store:
+    """One storage folder. Nothing is made or opened before it is needed.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # ---- certificates -------------------------------------------------------------------------------
+
+    def stored(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of `names` that have a certificate file here. It lists one folder and opens no file.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        with files.explained(self.path / CERTIFICATES, "be read"):
+            try:
+                there = frozenset(path.name for path in (self.path / CERTIFICATES).iterdir())
+            except FileNotFoundError:
+                return frozenset()
+        return frozenset(name for name in names if f"{stem_of(name)}.pem" in there)
+
+    def load(self, name: str) -> Bundle | None:
+        """The key and chain of `name`, None if there are none.
+
+        A file that does not load is renamed, so that it is looked at once and not again, and logged as an error.
+
+        Raises:
+            StoreError: the file is there and cannot be read, or not renamed.
+        """
+        path = self._certificate(name)
+        pem = files.read(path)
+        if pem is None:
+            return None
+        try:
+            return Bundle.parse(pem)
+        except CertificateError as exc:
+            aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+            with files.explained(path, "be set aside"):
+                path.replace(aside)
+            log.error(
+                "%s  its certificate file is damaged: %s; it is kept as %s, and I ask for a new one", name, exc, aside
+            )
+            return None
+
+    async def save(self, name: str, bundle: Bundle) -> None:
+        """Put `bundle` in the place of what `name` has; that is kept as the previous one. Hold the name's lock.
+
+        Raises:
+            StoreError: it could not be written; what was there before is still there.
+            CertificateError: what was written does not load, or is not for `name`; as above.
+        """
+        if not bundle.leaf.matches(name):
+            raise CertificateError(
+                f"the certificate is for {', '.join(bundle.leaf.names) or 'no name'}, not for {name}"
+            )
+        await trio.to_thread.run_sync(self._save, name, bundle)
+
+    def _save(self, name: str, bundle: Bundle) -> None:
+        path = self._certificate(name)
+        old = self.load(name)
+        if old is not None and old != bundle:
+            self._write(path.with_name(f"{path.name}.previous"), old.pem)
+        self._write(path, bundle.pem, bundle)
+
+    def _certificate(self, name: str) -> Path:
+        return self.path / CERTIFICATES / f"{stem_of(name)}.pem"
+
+    # ---- one name's other files ---------------------------------------------------------------------
+
+    def lock(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Hold the lock of `name`, against other tasks and other processes, as long as the block runs.
+
+        Raises:
+            StoreError: the lock file cannot be made.
+        """
+        return files.locked(self._folder(LOCKS) / f"{stem_of(name)}.lock", self._owner())
+
+    def journal(self, name: str) -> OrderJournal:
+        """Where the order of `name` that is under way is written down."""
+        return OrderJournal(self, name)
+
+    def trouble(self, name: str) -> Trouble | None:
+        """What went wrong last for `name`, None if its last attempt worked. Raises StoreError."""
+        return self.read_json(
+            self._trouble(name),
+            lambda values: Trouble(
+                failures=max(1, int(values["failures"])),
+                failed_at=_moment(values["failed_at"]),
+                next_attempt=_moment(values["next_attempt"]),
+                error=str(values["error"]),
+                rate_limited=bool(values["rate_limited"]),
+            ),
+        )
+
+    async def note_trouble(self, name: str, trouble: Trouble) -> None:
+        """Write down what went wrong for `name`. Raises StoreError."""
+        values = attrs.asdict(trouble)
+        values.update(failed_at=trouble.failed_at.isoformat(), next_attempt=trouble.next_attempt.isoformat())
+        await trio.to_thread.run_sync(self.write_json, self._trouble(name), values)
+
+    def forget_trouble(self, name: str) -> None:
+        """All is well with `name` again. Raises StoreError."""
+        files.remove(self._trouble(name))
+
+    def _trouble(self, name: str) -> Path:
+        return self.path / TROUBLE / f"{stem_of(name)}.json"
+
+    # ---- all names' ---------------------------------------------------------------------------------
+
+    @property
+    def accounts(self) -> Accounts:
+        """The accounts at ACME directories."""
+        return Accounts(self)
+
+    def internal_ca(self) -> Bundle | None:
+        """Key and certificate of the internal CA. Raises StoreError, or CertificateError if it is damaged."""
+        pem = files.read(self.path / INTERNAL / "ca.pem")
+        return None if pem is None else Bundle.parse(pem)
+
+    def save_internal_ca(self, bundle: Bundle) -> None:
+        """Keep `bundle` as the internal CA; hold `internal_lock`. Raises StoreError."""
+        path = self.path / INTERNAL / "ca.pem"
+        old = files.read(path)
+        if old is not None:
+            self._write(path.with_name("ca.pem.previous"), old)
+        self._write(path, bundle.pem, bundle)
+        self._write(self.internal_ca_certificate, bundle.chain_pem)
+
+    @property
+    def internal_ca_certificate(self) -> Path:
+        """The file with the internal CA's certificate alone, once there is one."""
+        return self.path / INTERNAL / "ca.crt"
+
+    def internal_lock(self) -> AbstractContextManager[None]:
+        """Keeps two processes from making an internal CA at the same time."""
+        return files.locked_briefly(self._folder(LOCKS) / "_internal.lock", self._owner())
+
+    def sweep(self) -> None:
+        """Remove what interrupted writers left behind. Never fails."""
+        for folder in (CERTIFICATES, ORDERS, TROUBLE, ACCOUNTS, INTERNAL):
+            files.sweep(self.path / folder, time.time() - LEFT_BEHIND)
+
+    # ---- inside -------------------------------------------------------------------------------------
+
+    def _owner(self) -> tuple[int, int] | None:
+        """Whose files these are, where root writes into another user's store."""
+        if os.geteuid() != 0:
+            return None
+        with files.explained(self.path, "be read"):
+            status = self.path.stat()
+        return (status.st_uid, status.st_gid) if (status.st_uid, status.st_gid) != (0, os.getegid()) else None
+
+    def _folder(self, name: str) -> Path:
+        with files.explained(self.path, "be made"):
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.make_folder(self.path / name, self._owner())
+        return self.path / name
+
+    def _write(self, path: Path, data: bytes, bundle: Bundle | None = None) -> None:
+        """Put a file in its place; if it is a bundle, only after it was read back and TLS took it."""
+
+        def check(aside: Path) -> None:
+            if bundle is not None and Bundle.parse(files.read(aside) or b"") != bundle:
+                raise CertificateError("what was written differs from what is read back: the disk is failing")
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(aside)
+            except ssl.SSLError as exc:
+                raise CertificateError(f"TLS does not take the certificate: {exc.reason or exc}") from exc
+
+        self._folder(path.parent.name)
+        files.replace(path, data, self._owner(), None if bundle is None else check)
+
+    def read_json(self, path: Path, build: Callable[[Mapping[str, Any]], T]) -> T | None:
+        """What `build` makes of a JSON file; None if there is none, or none that makes sense. Raises StoreError."""
+        data = files.read(path)
+        if data is None:
+            return None
+        try:
+            return build(json.loads(data))
+        except (KeyError, TypeError, ValueError):
+            log.error("%s is damaged and is not used", path)
+            return None
+
+    def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
+        """Replace a JSON file. Raises StoreError."""
+        self._write(path, json.dumps(values, indent=1).encode() + b"\n")
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a moment without its offset from UTC")
+    return moment
+
+
+@attrs.frozen
+class OrderJournal:
+    """The order of one name that is under way: `trioproxy.acme.order.Journal`."""
+
+    _store: Store
+    _name: str
+
+    def read(self) -> OrderRecord | None:
+        """The order that was written down last and not cleared. Raises StoreError."""
+        return self._store.read_json(
+            self._path,
+            lambda values: OrderRecord(
+                directory=str(values["directory"]),
+                order_url=str(values["order_url"]),
+                key_pem=str(values["key_pem"]).encode("ascii"),
+            ),
+        )
+
+    def write(self, record: OrderRecord) -> None:
+        """Write an order down; when this returns it survives a crash. Raises StoreError."""
+        values = {
+            "directory": record.directory,
+            "order_url": record.order_url,
+            "key_pem": record.key_pem.decode("ascii"),
+        }
+        self._store.write_json(self._path, values)
+
+    def clear(self) -> None:
+        """There is no order under way any more. Raises StoreError."""
+        files.remove(self._path)
+
+    @property
+    def _path(self) -> Path:
+        return self._store.path / ORDERS / f"{stem_of(self._name)}.json"
+
+
+@attrs.frozen
+class Accounts:
+    """The accounts at ACME directories, one file each: `trioproxy.acme.client.AccountKeeper`."""
+
+    _store: Store
+
+    def read(self, directory: str) -> Account | None:
+        """The account at a directory's URL, None if there is none. Raises StoreError."""
+        return self._store.read_json(
+            self._path(directory),
+            lambda values: Account(
+                key_pem=str(values["key_pem"]).encode("ascii"), url=str(values["url"]), contact=str(values["contact"])
+            ),
+        )
+
+    def write(self, directory: str, account: Account) -> None:
+        """Keep the account at a directory's URL. Raises StoreError."""
+        values = {
+            "directory": directory,
+            "key_pem": account.key_pem.decode("ascii"),
+            "url": account.url,
+            "contact": account.contact,
+        }
+        self._store.write_json(self._path(directory), values)
+
+    def _path(self, directory: str) -> Path:
+        host = re.sub(r"[^a-z0-9.-]", "_", directory.lower().partition("://")[2].partition("/")[0])
+        digest = hashlib.sha256(directory.encode()).hexdigest()
+        return self._store.path / ACCOUNTS / f"{host[:100]}-{digest[:16]}.json"
