@@ -11,6 +11,8 @@ What edge-triggered epoll asks for, and where it is done:
   before that, the relay goes on the run queue, because no new edge will come for what is left (`Pump._step`).
 - Descriptor numbers are reused. Nothing awaits between taking a batch of events and the end of working on it, and a
   relay that has ended is found in the table no more (`Pump._work`).
+- EAGAIN says that nothing can be moved now, and for `splice` not which side of it is to blame; a pipe that is only
+  filled when it is empty leaves no doubt (`_Direction._splice`).
 - A reset shows as EPOLLERR even while we have no wish to read (the other side is slow), and the other side shall learn
   of it at once. What came before the reset is passed on first.
 """
@@ -18,6 +20,7 @@ What edge-triggered epoll asks for, and where it is done:
 from __future__ import annotations
 
 import math
+import os
 import select
 import socket
 from collections import deque
@@ -26,6 +29,7 @@ import trio
 from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wait_readable
 
 from trioproxy.errors import ConnectionLost, StreamError
+from trioproxy.net.pipes import SIZE, Pipe, Pipes
 from trioproxy.net.sock import Reaper, Stream
 
 CHUNK = 64 * 1024
@@ -34,29 +38,55 @@ CHUNK = 64 * 1024
 QUOTA = 4
 """Chunks that a direction may move before others have their turn: 256 KiB, some 100 µs."""
 
+BUSY_TURNS = 2
+"""Turns in a row that a direction used up by copying, before it gets a pipe: 512 KiB that were there at once."""
+
+SPLICE_QUOTA = 1024 * 1024
+"""Bytes that a direction may splice before others have their turn: some 100 µs too, for nothing is copied to us."""
+
 BATCH = 512
 """Events taken from epoll at once."""
 
+_NON_BLOCKING = 0x01 | 0x02  # SPLICE_F_MOVE and SPLICE_F_NONBLOCK, which os does not name
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 
 class _Direction:
-    """From one socket to the other: what was read and could not be sent yet, and whether the end has come."""
+    """From one socket to the other: what was read and could not be sent yet, and whether the end has come.
 
-    __slots__ = ("ended", "pending", "sink", "source")
+    It copies, until it has been busy for `BUSY_TURNS` whole turns; then it splices through a pipe, until a turn comes
+    in which little was there.
+    """
+
+    __slots__ = ("busy", "ended", "pending", "pipe", "sink", "source")
 
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
         self.source = source
         self.sink = sink
         self.pending = b""
         self.ended = False
+        self.busy = 0  # turns in a row that ended with the quota
+        self.pipe: Pipe | None = None
 
-    def move(self, buffer: memoryview) -> tuple[int, bool]:
+    def move(self, buffer: memoryview, pipes: Pipes) -> tuple[int, bool]:
         """Move until something blocks, the source ends, or the quota is used up.
 
         Returns:
             Bytes sent, and whether it was the quota that stopped us.
         """
+        if self.pipe is not None:
+            moved, stopped = self._splice(self.pipe)
+            if self.pipe.held == 0 and (self.ended or moved < CHUNK):
+                self.release(pipes)
+            return moved, stopped
+        moved, stopped = self._copy(buffer)
+        self.busy = self.busy + 1 if stopped else 0
+        if self.busy >= BUSY_TURNS:
+            self.pipe = pipes.take()
+            self.busy = 0
+        return moved, stopped
+
+    def _copy(self, buffer: memoryview) -> tuple[int, bool]:
         moved = 0
         try:
             if self.pending:
@@ -67,8 +97,7 @@ class _Direction:
             for _ in range(QUOTA):
                 size = self.source.recv_into(buffer)
                 if not size:
-                    self.ended = True
-                    self.sink.shutdown(socket.SHUT_WR)
+                    self._end()
                     return moved, False
                 try:
                     sent = self.sink.send(buffer[:size])
@@ -81,6 +110,34 @@ class _Direction:
         except BlockingIOError:
             return moved, False
         return moved, True
+
+    def _splice(self, pipe: Pipe) -> tuple[int, bool]:
+        source, sink = self.source.fileno(), self.sink.fileno()
+        moved = 0
+        try:
+            while moved < SPLICE_QUOTA:
+                # Filled only when empty: a full pipe and an empty socket would look alike.
+                if not pipe.held:
+                    pipe.held = os.splice(source, pipe.write_end, SIZE, flags=_NON_BLOCKING)
+                    if not pipe.held:
+                        self._end()
+                        return moved, False
+                sent = os.splice(pipe.read_end, sink, pipe.held, flags=_NON_BLOCKING)
+                pipe.held -= sent
+                moved += sent
+        except BlockingIOError:
+            return moved, False
+        return moved, True
+
+    def _end(self) -> None:
+        self.ended = True
+        self.sink.shutdown(socket.SHUT_WR)
+
+    def release(self, pipes: Pipes) -> None:
+        """Give the pipe back, if there is one."""
+        if self.pipe is not None:
+            pipes.give_back(self.pipe)
+            self.pipe = None
 
 
 class _Relay:
@@ -115,6 +172,7 @@ class Pump:
         self._relays: dict[int, _Relay] = {}
         self._run_queue: deque[_Relay] = deque()
         self._buffer = memoryview(bytearray(CHUNK))
+        self._pipes = Pipes()
 
     async def relay(self, client: Stream, backend: Stream, idle: float) -> None:
         """Carry bytes both ways until both directions have ended. A half-close is passed on as one.
@@ -157,6 +215,7 @@ class Pump:
                 self._work()
         finally:
             self._epoll.close()
+            self._pipes.close()
 
     def _work(self) -> None:
         waiting = len(self._run_queue)
@@ -177,7 +236,7 @@ class Pump:
         try:
             for direction in (relay.forth, relay.back):
                 if not direction.ended:
-                    amount, stopped = direction.move(self._buffer)
+                    amount, stopped = direction.move(self._buffer, self._pipes)
                     moved += amount
                     again = again or stopped
         except Exception as exc:  # whatever it is, it ends this relay alone, and is raised in its own task
@@ -197,6 +256,8 @@ class Pump:
         """Take a relay out and wake its task, if it still sleeps. The sockets stay open: they are the task's."""
         relay.overdue_at = math.inf
         self._reaper.watched.discard(relay)
+        relay.forth.release(self._pipes)
+        relay.back.release(self._pipes)
         for sock in (relay.forth.source, relay.back.source):
             if self._relays.pop(sock.fileno(), None) is not None:
                 self._epoll.unregister(sock)
