@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,6 +44,12 @@ async def running(reaper: Reaper, pump: Pump | None = None) -> AsyncIterator[tri
             nursery.start_soon(pump.run)
         yield nursery
         nursery.cancel_scope.cancel()
+
+
+async def reset(peer: trio.SocketStream) -> None:
+    """Close the peer's end with RST."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await peer.aclose()
 
 
 async def receive_exactly(stream: trio.abc.ReceiveStream, size: int) -> bytes:

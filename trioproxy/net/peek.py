@@ -23,7 +23,7 @@ import socket
 import trio
 
 from trioproxy.errors import ConnectionLost, HelloTimeout, SilentPeer, StreamError, StreamTimeout, TruncatedHello
-from trioproxy.net.sock import LINGER, Stream
+from trioproxy.net.sock import Stream
 from trioproxy.wire.alerts import fatal_alert
 from trioproxy.wire.client_hello import MAX_HELLO, ClientHello, ClientHelloReader
 
@@ -42,10 +42,10 @@ async def peek_client_hello(stream: Stream) -> ClientHello:
 
     Raises:
         NotTLS, MalformedHello, BadServerName: what came is no ClientHello that could be served.
-        TruncatedHello: the peer ended its direction within the ClientHello.
+        TruncatedHello: the peer ended its direction, or reset the connection, within the ClientHello.
         HelloTimeout: the stream's deadline passed within the ClientHello.
-        SilentPeer: nothing at all came before either.
-        ConnectionLost: the peer reset the connection.
+        SilentPeer: not a byte came before either.
+        ConnectionLost: the peer reset the connection without a byte.
         StreamInterrupted: the stream was interrupted.
     """
     reader = ClientHelloReader()
@@ -95,10 +95,8 @@ async def refuse(stream: Stream, alert: int | None) -> None:
         stream.sock.recv(MAX_HELLO)
     if alert is None:
         return
-    stream.resume()  # a timeout is one of the reasons to be here
-    stream.deadline = trio.current_time() + LINGER
     with contextlib.suppress(StreamError):
-        await stream.send_all(fatal_alert(alert))
+        await stream.send_all(fatal_alert(alert))  # at once: seven bytes fit in a send buffer in which nothing is yet
         stream.send_eof()
         await stream.drain()
 
