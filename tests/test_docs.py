@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -17,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COPIED = ["README.md", "docs/getting-started.md"]
 """Pages whose configurations are shown to be copied whole; docs/configuration.md also shows parts and mistakes."""
+
+TELLING = 10
+"""Characters of a message's fixed text that are enough to recognise it by."""
 
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
@@ -56,6 +60,28 @@ def test_the_make_targets_that_are_named_exist() -> None:
     named = {target for page in PAGES for target in re.findall(r"(?:`|^)make (\w+)", page.read_text(), re.MULTILINE)}
     assert named
     assert named <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def messages_of_the_code() -> set[str]:
+    """The pieces of all texts in the package that no value is put into, as far as they are long enough to tell."""
+    pieces: set[str] = set()
+    for path in (ROOT / "trioproxy").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                pieces.update(piece.strip() for piece in re.split(r"%[sdgr]|\{\w+\}", node.value))
+    return {piece for piece in pieces if len(piece) >= TELLING}
+
+
+def test_the_messages_that_are_explained_are_those_of_the_code() -> None:
+    known = messages_of_the_code()
+    explained = re.findall(r"^\| `([^`]+)`", (ROOT / "docs/getting-started.md").read_text(), re.MULTILINE)
+    assert explained
+    unknown = []
+    for message in explained:
+        parts = [part.strip() for part in message.split("…") if len(part.strip()) >= TELLING]
+        if not any(piece in message or any(part in piece for part in parts) for piece in known):
+            unknown.append(message)
+    assert unknown == []
 
 
 def test_the_two_pictures_differ_in_colour_only() -> None:
