@@ -157,8 +157,9 @@ def _check_no_sni(reading: Reading, name: str, entries: Entries) -> None:
     names = (*entries.passthrough, *entries.sites)
     # A name whose own entry is wrong has been reported there.
     if name and name not in names and not entries.knows(name):
-        problem = f"{quoted(name)} is neither a site nor a passthrough entry{near(name, names)}"
-        reading.wrong(("listen", "no_sni"), problem)
+        # Names of one domain are alike without being meant for one another.
+        meant = near(name, names, likeness=0.9)
+        reading.wrong(("listen", "no_sni"), f"{quoted(name)} is neither a site nor a passthrough entry{meant}")
 
 
 def _default_storage(reading: Reading, environ: Mapping[str, str], euid: int) -> Path:

@@ -57,9 +57,9 @@ def quoted(text: str) -> str:
     return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """`; did you mean "hello"?` when one of `known` is much like `word`, else ""."""
-    close = difflib.get_close_matches(word.lower(), list(known), n=1)
+def near(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """`; did you mean "hello"?` when one of `known` is like `word` (0: not at all, 1: the same), else ""."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=likeness)
     return f"; did you mean {quoted(close[0])}?" if close else ""
 
 
@@ -266,7 +266,7 @@ def listen_address(value: object) -> HostPort:
     """An IP address and a port to listen on; port 0 is any that is free."""
     word = text(value)
     remedy = 'write an IP address and a port, such as "0.0.0.0:443" or "[::]:443" (every address of this machine)'
-    if word.startswith((":", "*:")) or word.isdigit():
+    if re.fullmatch(r"\*?:?[0-9]+", word):
         raise Wrong(f"{quoted(word)} names no address: {remedy}")
     host, port = _split_port(word)
     if (literal := _address(host)) is None:
@@ -284,7 +284,7 @@ def target(value: object) -> Target:
     word = text(value)
     url = _URL.fullmatch(word)
     if not url:
-        remedy = quoted("http://" + word) if word and "/" not in word.partition("/")[0] else '"http://10.2.3.4"'
+        remedy = quoted("http://" + (word if re.fullmatch(r"[\w.-]+(?::[0-9]+)?(?:/.*)?", word) else "10.2.3.4"))
         raise Wrong(f"{quoted(word)} is no target: write it with http:// or https://, such as {remedy}")
     scheme = url[1].lower()
     if "@" in url[2]:
