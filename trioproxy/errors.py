@@ -117,6 +117,12 @@ class SilentPeer(HelloError):
     alert = None
 
 
+class BadProxyHeader(HelloError):
+    """A PROXY header that is missing where it is due, or that breaks its format. It gets no answer."""
+
+    alert = None
+
+
 # ---- connections --------------------------------------------------------------------------------------
 
 
