@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import trioproxy
-from trioproxy.cli.common import CONFIG_WRONG, accept_config, config_option
+from trioproxy.cli.common import CONFIG_WRONG, accept_config, config_option, print_mistakes
 from trioproxy.errors import ConfigError, TrioproxyError
 
 COMMANDS = {
@@ -47,13 +47,16 @@ class Commands(click.Group):
         """Run the command; what it raises of ours is a message and an exit code, no traceback."""
         try:
             return super().invoke(ctx)
+        except ConfigError as exc:
+            print_mistakes(exc)
+            raise click.exceptions.Exit(CONFIG_WRONG) from exc
         except TrioproxyError as exc:
             click.echo(f"trioproxy: {exc}", err=True)
-            raise click.exceptions.Exit(CONFIG_WRONG if isinstance(exc, ConfigError) else 1) from exc
+            raise click.exceptions.Exit(1) from exc
 
 
 @click.command(cls=Commands, params=[config_option()], context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(trioproxy.__version__, prog_name="trioproxy")
+@click.version_option(trioproxy.__version__, message=f"trioproxy {trioproxy.__version__}")
 def command() -> None:
     """One process on port 443: TLS passed through by name, sites whose TLS ends here, and their certificates."""
 

@@ -1,0 +1,186 @@
+"""What `trioproxy check` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from click.testing import CliRunner, Result
+
+from trioproxy.cli.main import command
+
+Check = Callable[..., Result]
+
+ENTRIES = """
+[passthrough]
+"pbx.myname.com" = "10.1.2.3"
+"fax.myname.com" = { to = "10.1.2.4:8443", http = "all", http_to = "[2001:db8::1]:81" }
+"old.myname.com" = { to = "10.1.2.5", http = "off" }
+
+[acme]
+email = "me@myname.com"
+key_type = "ecdsa-p384"
+
+[sites."home.myname.com"]
+"/" = "http://10.2.3.5:8123"
+"/someservice/" = "http://10.2.3.6/"
+"/api" = "https://[2001:db8::2]/v1/"
+"/x" = "http://10.2.3.7"
+aliases = ["haus.myname.com"]
+
+[sites]
+"*.apps.myname.com" = { "/" = "http://10.2.3.8", tls = "internal", http = "serve" }
+"nas.myname.com" = { "/" = "http://10.2.3.9", tls = "internal", http = "off" }
+"""
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Writes config.toml into an empty folder and runs `trioproxy check` there."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(text: str, *arguments: str) -> Result:
+        Path("config.toml").write_text(text)
+        return CliRunner().invoke(command, ["check", *arguments])
+
+    return run
+
+
+def answer(done: Result) -> dict[str, Any]:
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_table_of_names(check: Check) -> None:
+    done = check(ENTRIES)
+    assert done.exit_code == 0
+    table = done.stdout.partition("\n\n")[0]
+    assert [line.rstrip() for line in table.splitlines()] == [
+        "NAME               KIND                      GOES TO                               CERTIFICATE                "
+        "PORT 80",
+        "pbx.myname.com     passthrough               10.1.2.3:443                          the backend's own          "
+        "/.well-known/, /.freepbx-known/ -> 10.1.2.3:80; the rest: redirect to https",
+        "fax.myname.com     passthrough               10.1.2.4:8443                         the backend's own          "
+        "-> [2001:db8::1]:81",
+        "old.myname.com     passthrough               10.1.2.5:443                          the backend's own          "
+        "404",
+        "home.myname.com    site                      / -> http://10.2.3.5:8123             Let's Encrypt, ecdsa-p384  "
+        "redirect to https",
+        "                                             /x/x -> http://10.2.3.7/x/x",
+        "                                             /api/x -> https://[2001:db8::2]/v1/x",
+        "                                             /someservice/x -> http://10.2.3.6/x",
+        "haus.myname.com    alias of home.myname.com  / -> http://10.2.3.5:8123             Let's Encrypt, ecdsa-p384  "
+        "redirect to https",
+        "                                             /x/x -> http://10.2.3.7/x/x",
+        "                                             /api/x -> https://[2001:db8::2]/v1/x",
+        "                                             /someservice/x -> http://10.2.3.6/x",
+        "*.apps.myname.com  site                      /x -> http://10.2.3.8/x               internal CA                "
+        "the same as https",
+        "nas.myname.com     site                      /x -> http://10.2.3.9/x               internal CA                "
+        "404",
+    ]
+
+
+def test_warnings_follow_in_words(check: Check) -> None:
+    warnings = check(ENTRIES).stdout.split("\n\n")[1:]
+    assert [warning.split(":")[0] for warning in warnings] == ["warning", "warning"]
+    assert "would ban this machine" in warnings[0]
+    assert warnings[1].startswith('warning: old.myname.com: http = "off"')
+
+
+def test_the_same_as_json(check: Check) -> None:
+    done = check(ENTRIES, "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    found = answer(done)
+    assert found["file"] == "config.toml"
+    assert found["mistakes"] == []
+    assert len(found["warnings"]) == 2
+    assert len(found["names"]) == 7
+    assert found["names"][0] == {
+        "name": "pbx.myname.com",
+        "kind": "passthrough",
+        "routes": [{"request": "", "target": "10.1.2.3:443"}],
+        "certificate": "the backend's own",
+        "http": "/.well-known/, /.freepbx-known/ -> 10.1.2.3:80; the rest: redirect to https",
+    }
+    assert found["names"][3]["routes"][2] == {"request": "/api/x", "target": "https://[2001:db8::2]/v1/x"}
+
+
+def test_mistakes_alone_are_told_when_there_are_any(check: Check) -> None:
+    wrong = '[sites]\n"a.b" = "b"\n[log]\nlevel = "loud"\n'
+    done = check(wrong)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert [line.split(":")[1] for line in done.stderr.splitlines()[1:]] == ["2", "4"]
+    done = check(wrong, "--json")
+    assert (done.exit_code, done.stderr) == (2, "")
+    found = answer(done)
+    assert found["names"] == []
+    assert found["mistakes"][1] == {
+        "line": 4,
+        "key": "log.level",
+        "problem": '"loud" is none of "debug", "info", "warning", "error"',
+    }
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(check: Check) -> None:
+    done = check(
+        '[passthrough]\n"a.b" = "[::1]:9"\n[sites."c.d"]\n"/:smile:/" = "http://[::1]:9/bold"\ntls = "internal"'
+    )
+    assert "[::1]:9" in done.stdout
+    assert "/:smile:/x -> http://[::1]:9/bold/x" in done.stdout
+
+
+# ---- the user's own certificates ----------------------------------------------------------------------
+
+OWN = '[sites."Cloud.myname.com"]\n"/" = "http://10.2.3.4"\ntls = { certificate = "cloud.pem", key = "cloud.key" }\n'
+
+
+def write_pair(name: str, days: float = 100) -> None:
+    """A certificate for `name`, good for `days` from now, and its key, beside config.toml."""
+    expires = datetime.now(UTC) + timedelta(days=days)
+    pair = trustme.CA().issue_cert(name, not_after=expires)
+    Path("cloud.pem").write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
+    Path("cloud.key").write_bytes(pair.private_key_pem.bytes())
+    Path("cloud.key").chmod(0o600)
+
+
+def test_a_good_pair_of_files(check: Check) -> None:
+    write_pair("cloud.myname.com")
+    done = check(OWN)
+    assert done.exit_code == 0
+    assert "cloud.pem" in done.stdout
+    assert "warning" not in done.stdout
+
+
+def test_files_that_are_not_there_are_a_mistake_and_the_table_still_comes(check: Check) -> None:
+    done = check(OWN)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[1:] == [
+        'config.toml:3: sites."Cloud.myname.com".tls: cloud.pem cannot be read: No such file or directory'
+    ]
+    assert "cloud.myname.com  site" in done.stdout
+    found = answer(check(OWN, "--json"))
+    assert [mistake["line"] for mistake in found["mistakes"]] == [3]
+    assert [row["name"] for row in found["names"]] == ["cloud.myname.com"]
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "said"),
+    [
+        ("other.myname.com", 100, "cloud.pem is for other.myname.com: clients will refuse it"),
+        ("cloud.myname.com", -1, "cloud.pem expired on "),
+        ("cloud.myname.com", 3, "cloud.pem expires on "),
+    ],
+)
+def test_certificates_that_will_not_do(check: Check, name: str, days: float, said: str) -> None:
+    write_pair(name, days)
+    done = check(OWN)
+    assert done.exit_code == 0
+    [warning] = done.stdout.split("\n\n")[1:]
+    assert warning.startswith(f"warning: cloud.myname.com: {said}")

@@ -1,0 +1,249 @@
+"""Good files: every key, every default, every short form."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import attrs
+import pytest
+
+from trioproxy.config.load import load, parse
+from trioproxy.config.model import (
+    Acme,
+    CertificateFiles,
+    Config,
+    HostPort,
+    Limits,
+    Listen,
+    Passthrough,
+    Route,
+    Site,
+    Target,
+    Timeouts,
+)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = Path("/etc/trioproxy")
+
+
+def configuration(text: str) -> Config:
+    return parse(text, FOLDER / "config.toml", {}, 0)
+
+
+SCENE = """
+[acme]
+email = "me@myname.com"
+
+[passthrough]                     # TLS goes through untouched; the backend owns its certificate
+"pbx.myname.com" = "10.1.2.3"
+
+[sites]                           # TLS ends here; trioproxy obtains and renews the certificates
+"cloud.myname.com" = "http://10.2.3.4"
+"home.myname.com"  = { "/" = "http://10.2.3.5:8123", "/someservice/" = "http://10.2.3.6/" }
+"""
+
+
+def test_the_scene_in_seven_lines_and_every_default() -> None:
+    assert configuration(SCENE) == Config(
+        path=FOLDER / "config.toml",
+        listen=Listen(
+            https=(HostPort("0.0.0.0", 443), HostPort("::", 443)),
+            http=(HostPort("0.0.0.0", 80), HostPort("::", 80)),
+            https_written=False,
+            http_written=False,
+            public_https_port=443,
+            no_sni="",
+        ),
+        acme=Acme(
+            email="me@myname.com",
+            directory="https://acme-v02.api.letsencrypt.org/directory",
+            ca_file=None,
+            key_type="ecdsa-p256",
+        ),
+        passthrough={
+            "pbx.myname.com": Passthrough(
+                "pbx.myname.com", HostPort("10.1.2.3", 443), "challenges", HostPort("10.1.2.3", 80)
+            )
+        },
+        sites={
+            "cloud.myname.com": Site("cloud.myname.com", (Route("/", Target("http", "10.2.3.4", 80)),)),
+            "home.myname.com": Site(
+                "home.myname.com",
+                (
+                    Route("/someservice/", Target("http", "10.2.3.6", 80, "/")),
+                    Route("/", Target("http", "10.2.3.5", 8123)),
+                ),
+                tls="acme",
+                key_type="ecdsa-p256",
+                http="redirect",
+                alias_of="",
+            ),
+        },
+        timeouts=Timeouts(hello=5, header=10, connect=5, response=300, idle=75, tunnel=3600, drain=30),
+        limits=Limits(header_size=32768, header_fields=100),
+        storage=Path("/var/lib/trioproxy"),
+        control_socket=Path("/var/lib/trioproxy/control.sock"),
+        log_level="info",
+    )
+
+
+EVERY_KEY = """
+[listen]
+https = ["127.0.0.1:8443", "[::1]:8443"]
+http = []
+public_https_port = 8443
+no_sni = "Cloud.myname.com."
+
+[acme]
+email = "me@MyName.com"
+directory = "https://ca.lan:14000/dir"
+ca_file = "ca.pem"
+key_type = "rsa-2048"
+
+[passthrough."pbx.myname.com"]
+to = "[2001:db8::1]:8443"
+http = "all"
+http_to = "pbx.lan"
+
+[passthrough."*"]
+to = "127.0.0.1:1443"
+http = "off"
+
+[sites."cloud.myname.com"]
+"/api/" = { to = "https://10.2.3.7:8000/v1" }
+"/" = "http://10.2.3.4"
+aliases = ["files.myname.com", "*.Files.myname.com"]
+tls = { certificate = "tls/cloud.pem", key = "/etc/ssl/cloud.key" }
+key_type = "ecdsa-p384"
+http = "serve"
+
+[sites."*.apps.myname.com"]
+"/" = "http://10.2.3.8"
+tls = "internal"
+http = "off"
+
+[timeouts]
+hello = "1s"
+header = "2s"
+connect = "500ms"
+response = "1.5h"
+idle = "2m"
+tunnel = "off"
+drain = "1d"
+
+[limits]
+header_size = "64KiB"
+header_fields = 200
+
+[storage]
+path = "store"
+
+[control]
+socket = "/run/trioproxy.sock"
+
+[log]
+level = "debug"
+"""
+
+
+def test_every_key() -> None:
+    config = configuration(EVERY_KEY)
+    addresses = (HostPort("127.0.0.1", 8443), HostPort("::1", 8443))
+    assert config.listen == Listen(addresses, (), True, True, 8443, "cloud.myname.com")
+    assert config.acme == Acme("me@myname.com", "https://ca.lan:14000/dir", FOLDER / "ca.pem", "rsa-2048")
+    assert config.passthrough == {
+        "pbx.myname.com": Passthrough("pbx.myname.com", HostPort("2001:db8::1", 8443), "all", HostPort("pbx.lan", 80)),
+        "*": Passthrough("*", HostPort("127.0.0.1", 1443), "off", HostPort("127.0.0.1", 80)),
+    }
+    cloud = Site(
+        "cloud.myname.com",
+        (
+            Route("/api/", Target("https", "10.2.3.7", 8000, "/v1")),
+            Route("/", Target("http", "10.2.3.4", 80)),
+        ),
+        CertificateFiles(FOLDER / "tls/cloud.pem", Path("/etc/ssl/cloud.key")),
+        "ecdsa-p384",
+        "serve",
+    )
+    assert config.sites == {
+        "cloud.myname.com": cloud,
+        "files.myname.com": attrs.evolve(cloud, name="files.myname.com", alias_of="cloud.myname.com"),
+        "*.files.myname.com": attrs.evolve(cloud, name="*.files.myname.com", alias_of="cloud.myname.com"),
+        "*.apps.myname.com": Site(
+            "*.apps.myname.com", (Route("/", Target("http", "10.2.3.8", 80)),), "internal", "rsa-2048", "off"
+        ),
+    }
+    assert config.timeouts == Timeouts(1, 2, 0.5, 5400, 120, math.inf, 86400)
+    assert config.limits == Limits(65536, 200)
+    assert config.storage == FOLDER / "store"
+    assert config.control_socket == Path("/run/trioproxy.sock")
+    assert config.log_level == "debug"
+
+
+def test_an_empty_text_is_as_good_as_none_where_that_is_the_default() -> None:
+    empty = (
+        '[listen]\nno_sni = ""\n[acme]\nemail = ""\nca_file = ""\n[storage]\npath = ""\n[control]\nsocket = ""\n'
+        '[passthrough]\n"a.b" = { to = "10.1.2.3", http_to = "" }'
+    )
+    assert configuration(empty) == configuration('[passthrough]\n"a.b" = "10.1.2.3"')
+
+
+def test_a_default_listener_that_was_written_is_known_as_such() -> None:
+    entry = '\n[passthrough]\n"a.b" = "10.1.2.3"'
+    listen = configuration('[listen]\nhttp = ["0.0.0.0:80", "[::]:80"]' + entry).listen
+    assert listen.http == Listen().http
+    assert (listen.https_written, listen.http_written) == (False, True)
+
+
+def test_several_listeners_may_ask_for_a_free_port() -> None:
+    text = (
+        '[listen]\nhttps = ["127.0.0.1:0"]\nhttp = ["127.0.0.1:0", "127.0.0.1:0"]\n[passthrough]\n"a.b" = "127.0.0.1:9"'
+    )
+    assert len(configuration(text).listen.http) == 2
+
+
+def test_what_only_looks_like_a_loop_is_none() -> None:
+    listen = '[listen]\nhttps = ["192.0.2.1:443", "[::1]:8443"]\nhttp = ["0.0.0.0:80"]\n'
+    entries = '[passthrough]\n"a.b" = "127.0.0.1"\n"c.d" = "127.0.0.1:8443"\n[sites]\n"e.f" = "http://[::1]:80"'
+    assert len(configuration(listen + entries).passthrough) == 2
+
+
+@pytest.mark.parametrize(
+    ("environ", "euid", "storage"),
+    [
+        ({"STATE_DIRECTORY": "/var/lib/a:/var/lib/b", "HOME": "/root"}, 0, "/var/lib/a"),
+        ({"STATE_DIRECTORY": "/var/lib/a"}, 1000, "/var/lib/a"),
+        ({"HOME": "/root", "XDG_DATA_HOME": "/x"}, 0, "/var/lib/trioproxy"),
+        ({"HOME": "/home/me", "XDG_DATA_HOME": "/x"}, 1000, "/x/trioproxy"),
+        ({"HOME": "/home/me", "XDG_DATA_HOME": "x"}, 1000, "/home/me/.local/share/trioproxy"),
+        ({"HOME": "/home/me", "XDG_DATA_HOME": ""}, 1000, "/home/me/.local/share/trioproxy"),
+        ({"HOME": "/home/me"}, 1000, "/home/me/.local/share/trioproxy"),
+    ],
+)
+def test_where_keys_are_kept_by_default(environ: dict[str, str], euid: int, storage: str) -> None:
+    config = parse(SCENE, Path("config.toml"), environ, euid)
+    assert config.storage == Path(storage)
+    assert config.control_socket == Path(storage, "control.sock")
+
+
+def test_a_file_is_read_with_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    file = tmp_path / "config.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + SCENE.replace("\n", "\r\n").encode())  # as an editor on Windows saves it
+    config = load(file)
+    assert config == parse(SCENE, file, os.environ, os.geteuid())
+    assert config.storage == tmp_path
+
+
+def test_the_configuration_of_this_repository() -> None:
+    config = load(ROOT / "config.toml")
+    assert set(config.passthrough) == {"pbx.localhost"}
+    assert config.sites["cloud.localhost"].tls == "internal"
+    ports = [address.port for address in (*config.listen.https, *config.listen.http)]
+    backends = [entry.to.port for entry in config.passthrough.values()]
+    backends += [entry.http_to.port for entry in config.passthrough.values()]
+    backends += [route.to.port for site in config.sites.values() for route in site.routes]
+    assert len({*ports, *backends}) == len(ports) + len(backends)
+    assert max(*ports, *backends) < 32768  # where Linux begins to hand out ports of its own choice
