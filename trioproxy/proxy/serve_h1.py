@@ -61,13 +61,16 @@ async def _answer(ctx: ProxyContext, visit: Visit, request: RequestHead, client:
     try:
         await answer(ctx, visit, request, client)
     except (RequestError, UpstreamError, ResponseAborted) as exc:
-        # The authority and target are the client's words: escaped, so that one event stays one line.
-        what = f"{request.method.decode('ascii', 'replace')} {request.authority!r} {request.target!r}"
-        log.log(logging.INFO if isinstance(exc, RequestError) else logging.WARNING, "%s: %s: %s", visit.peer, what, exc)
+        level = logging.INFO if isinstance(exc, RequestError) else logging.WARNING
+        log.log(level, "%s: %s: %s", visit.peer, _described(request), exc)
         if client.started or isinstance(exc, ResponseAborted):
             client.broken = True
         else:
             client.fail(exc)
+
+
+def _described(request: RequestHead) -> str:
+    return (request.method + b" " + request.authority + request.target).decode("latin-1")
 
 
 async def _next_request(
