@@ -71,7 +71,7 @@ class Bundle:
             CertificateError: one of them is missing or cannot be read, or they do not fit each other.
         """
         key_block = _key_block(key_pem)
-        blocks = [match[0] for match in _BLOCK.finditer(chain_pem) if match[1] == b"CERTIFICATE"]
+        blocks = _blocks(chain_pem, b"CERTIFICATE")
         if not blocks:
             raise CertificateError("there is no certificate in it (no BEGIN CERTIFICATE line)")
         leaf = _read_leaf(blocks)
@@ -90,8 +90,16 @@ class Bundle:
         return self.key_pem + self.chain_pem
 
 
+def _blocks(pem: bytes, kind: bytes) -> list[bytes]:
+    """The PEM blocks whose label ends with `kind`."""
+    found = list(_BLOCK.finditer(pem))
+    if len(found) != pem.count(b"-----BEGIN "):
+        raise CertificateError("it is cut off or damaged (a BEGIN line without its END line)")
+    return [match[0] for match in found if match[1].endswith(kind)]
+
+
 def _key_block(pem: bytes) -> bytes:
-    blocks = [match[0] for match in _BLOCK.finditer(pem) if match[1].endswith(b"PRIVATE KEY")]
+    blocks = _blocks(pem, b"PRIVATE KEY")
     if not blocks:
         raise CertificateError("there is no private key in it (no BEGIN PRIVATE KEY line)")
     if len(blocks) > 1:

@@ -138,6 +138,7 @@ class Manager:
 
     async def _make_ready(self) -> None:
         """Do at the start and after a reload what should not wait until somebody calls."""
+        await trio.lowlevel.checkpoint()
         snapshot = self._cell.current
         sites = snapshot.config.sites
         if snapshot.awaiting or any(site.tls == "internal" for site in sites.values()):
