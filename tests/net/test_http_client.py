@@ -288,6 +288,16 @@ async def test_cancelling_leaves_at_once_and_closes_the_connection(http: HttpCli
             await server.closed_by_client.wait()
 
 
+async def test_who_is_cancelled_already_asks_nothing(http: HttpClient) -> None:
+    async with serving(OK, OK) as server:
+        await http.request(b"GET", f"http://127.0.0.1:{server.port}/", [])
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await http.request(b"POST", f"http://127.0.0.1:{server.port}/", [])
+        await http.request(b"GET", f"http://127.0.0.1:{server.port}/last", [])
+    assert [request.split()[0] for request in server.requests] == [b"GET", b"GET"]
+
+
 @pytest.fixture
 def authority() -> trustme.CA:
     return trustme.CA()

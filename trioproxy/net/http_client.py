@@ -109,6 +109,8 @@ class HttpClient:
         if body or method not in (b"GET", b"HEAD"):
             head.append((b"content-length", b"%d" % len(body)))
         message = encode_request_head(method, target, [*head, *headers]) + body
+        # A stream tries to send before it waits: without this, who was cancelled would still have asked.
+        await trio.lowlevel.checkpoint_if_cancelled()
         connection = self._take(origin) or await self._connect(origin)
         try:
             response = await _exchange(connection, method, message)
