@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import tomllib
 from pathlib import Path
 
 import attrs
 import pytest
 
-from trioproxy.config.load import load, parse
+from trioproxy.config.entries import PASSTHROUGH, SITE
+from trioproxy.config.load import SECTIONS, load, parse
 from trioproxy.config.model import (
     Acme,
     CertificateFiles,
@@ -23,6 +26,7 @@ from trioproxy.config.model import (
     Target,
     Timeouts,
 )
+from trioproxy.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = Path("/etc/trioproxy")
@@ -197,11 +201,10 @@ def test_a_default_listener_that_was_written_is_known_as_such() -> None:
     assert (listen.https_written, listen.http_written) == (False, True)
 
 
-def test_several_listeners_may_ask_for_a_free_port() -> None:
-    text = (
-        '[listen]\nhttps = ["127.0.0.1:0"]\nhttp = ["127.0.0.1:0", "127.0.0.1:0"]\n[passthrough]\n"a.b" = "127.0.0.1:9"'
-    )
-    assert len(configuration(text).listen.http) == 2
+def test_both_kinds_of_listeners_may_ask_for_a_free_port() -> None:
+    text = '[listen]\nhttps = ["127.0.0.1:0"]\nhttp = ["127.0.0.1:0"]\n[passthrough]\n"a.b" = "127.0.0.1:9"'
+    listen = configuration(text).listen
+    assert listen.https == listen.http == (HostPort("127.0.0.1", 0),)
 
 
 def test_what_only_looks_like_a_loop_is_none() -> None:
@@ -247,3 +250,47 @@ def test_the_configuration_of_this_repository() -> None:
     backends += [route.to.port for site in config.sites.values() for route in site.routes]
     assert len({*ports, *backends}) == len(ports) + len(backends)
     assert max(*ports, *backends) < 32768  # where Linux begins to hand out ports of its own choice
+
+
+# ---- docs/configuration.md ----------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "configuration.md").read_text()
+
+
+def blocks() -> list[str]:
+    return re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_shows_the_defaults() -> None:
+    name = '[passthrough]\n"a.b" = "10.1.2.3"\n'
+    [shown] = [block for block in blocks() if "[timeouts]" in block]
+    written, default = configuration(shown + name), configuration(name)
+    assert attrs.evolve(written.listen, https_written=False, http_written=False) == default.listen
+    assert attrs.evolve(written, listen=default.listen) == default
+    document = tomllib.loads(shown)
+    assert {section: set(keys) for section, keys in document.items()} == {
+        section: set(keys) for section, keys in SECTIONS.items()
+    }
+
+
+def test_the_page_names_every_key_of_an_entry() -> None:
+    for key in (*PASSTHROUGH, *SITE):
+        assert f"| `{key}` |" in PAGE
+
+
+def test_everything_the_page_shows_can_be_written() -> None:
+    for block in blocks():
+        configuration(block if "passthrough" in block or "sites" in block else block + '[sites]\n"a.b" = "http://b"')
+
+
+def test_the_mistakes_that_the_page_shows_are_told_like_that() -> None:
+    wrong = (
+        "\n" * 8
+        + '[sites.cloud.myname.com]\n"/" = "http://b"\n[sites."home.myname.com"]\n"/" = "http://b"\n'
+        + '"git.myname.com" = "http://b"\n[sites]\n"*.apps.myname.com" = "http://b"\n[timeouts]\nidle = 75\n\n\n'
+        + '[passthrough."pbx.myname.com"]\nto = "127.0.0.1"'
+    )
+    [shown] = re.findall(r"^```\n(config.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    with pytest.raises(ConfigError) as caught:
+        parse(wrong, Path("config.toml"), {}, 0)
+    assert caught.value.lines() == shown.splitlines()

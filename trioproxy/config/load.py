@@ -147,10 +147,10 @@ def _check_listen(reading: Reading, listen: Listen) -> None:
     seen: dict[HostPort, str] = {}
     for key in ("https", "http"):
         for index, address in enumerate(getattr(listen, key)):
-            if address in seen:
-                reading.wrong(("listen", key, index), f"{quoted(str(address))} is in listen.{seen[address]} already")
-            elif address.port:  # any number of listeners may ask for a free port
-                seen[address] = key
+            first = seen.setdefault(address, key)
+            # https and http may both ask for any free port: they get different ones.
+            if address in getattr(listen, key)[:index] or (first != key and address.port):
+                reading.wrong(("listen", key, index), f"{quoted(str(address))} is in listen.{first} already")
 
 
 def _check_no_sni(reading: Reading, name: str, entries: Entries) -> None:
