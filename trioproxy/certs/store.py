@@ -63,7 +63,7 @@ MAX_STEM = 200
 LEFT_BEHIND = 3600.0
 """Seconds after which a file that a writer left half done is taken to be nobody's."""
 
-_SAFE = re.compile(r"[a-z0-9.-]+")
+_NAME = re.compile(r"\*|(?:\*\.)?[a-z0-9-]+(?:\.[a-z0-9-]+)*")
 
 
 def stem_of(name: str) -> str:
@@ -72,10 +72,9 @@ def stem_of(name: str) -> str:
     Args:
         name: A normalised name, `*.suffix`, or `*`.
     """
-    plain = name.removeprefix("*")
-    if len(name) > MAX_NAME or (plain and not _SAFE.fullmatch(plain)) or ".." in name or name.startswith("."):
+    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise ValueError(f"not a host name: {name!r}")
-    stem = f"_wildcard{plain}" if name.startswith("*") else name
+    stem = name.replace("*", "_wildcard")
     if len(stem) > MAX_STEM:
         return f"{stem[: MAX_STEM - 65]}_{hashlib.sha256(stem.encode()).hexdigest()}"
     return stem
