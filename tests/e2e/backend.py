@@ -8,11 +8,13 @@ method, path, header fields in order, the peer's address, length and SHA-256 of 
     /big?bytes=N       a body of N bytes, of which byte i is i modulo 251
     /stream/NAME       a chunked body that begins and then waits, until somebody asks for
     /finish/NAME       which lets it end
+    /hold/NAME         a body that begins and never ends; says `left /hold/NAME` when the client has gone
     /bye               the JSON, and the end of the connection
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -61,6 +63,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send_big(int(parse_qs(url.query)["bytes"][0]))
         elif url.path.startswith("/stream/"):
             self._send_stream(STREAMS.named(url.path.removeprefix("/stream/")))
+        elif url.path.startswith("/hold/"):
+            self._hold()
+            print(f"left {url.path}", flush=True)
         else:
             self.close_connection |= url.path == "/bye"
             if url.path.startswith("/finish/"):
@@ -106,6 +111,15 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         may_end.wait()
         self.wfile.write(b"4\r\nend\n\r\n0\r\n\r\n")
+
+    def _hold(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"6\r\nbegin\n\r\n")
+        self.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            self.connection.recv(1)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing more than the JSON line."""

@@ -169,7 +169,8 @@ def scene(folder: Path) -> Iterator[Scene]:
                 nobody=NOBODY if not net.refused else f"127.76.0.99:{pbx_host.port(443)}",
                 cloud=f"{_called(net, 'cloud')}:{cloud.port(80)}",
                 echo=f"{_called(net, 'cloud')}:{cloud.port(ECHO)}",
-            )
+            ),
+            drain="1s",
         )
         server = stack.enter_context(proxy.serving())
         pbx.certify(pebble)

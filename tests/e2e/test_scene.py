@@ -170,6 +170,13 @@ def test_a_websocket_goes_through(stage: Scene, cloud_certificate: x509.Certific
     assert talked.stdout == b"one\ntwo\n"
 
 
+@pytest.mark.xfail(reason="nobody looks at a client while its backend is silent", strict=True)
+def test_a_client_that_leaves_ends_its_request(stage: Scene, cloud_certificate: x509.Certificate) -> None:
+    with stage.client.download("https", CLOUD, "/hold/the-line") as download:
+        assert download.line() == b"begin\n"
+    stage.backend.wait_for("left /hold/the-line", patience=5)
+
+
 def test_port_80_of_the_cloud_redirects_all_but_challenges(stage: Scene) -> None:
     redirected = stage.client.get("http", CLOUD, "/a%2Fb?c", "--data", "body")
     assert redirected.status == 308
@@ -273,3 +280,9 @@ def test_a_bad_file_is_refused_by_a_reload(stage: Scene) -> None:
         assert stage.client.get("https", PBX, "/").status == 200
     finally:
         stage.proxy.config.write_text(good)
+
+
+def test_nothing_of_all_this_was_a_bug(stage: Scene) -> None:
+    said = stage.server.said()
+    assert "Traceback" not in said, said
+    assert "a bug" not in said, said
