@@ -120,6 +120,8 @@ def test_a_chunk_line_has_a_cap() -> None:
     assert body(fits + b"hi\r\n0\r\n\r\n") == [b"hi", End()]
     broken(b"2;" + b"x" * (MAX_CHUNK_LINE - 3) + b"\r\nhi\r\n0\r\n\r\n")
     broken(b"2;" + b"x" * MAX_CHUNK_LINE)  # refused without its end
+    parts = [CHUNKED, b"2;" + b"x" * (MAX_CHUNK_LINE - 100), b"x" * 100 + b"\r\nhi\r\n0\r\n\r\n"]
+    assert isinstance(read(RequestReader(Limits()), parts)[-1], RequestError)
 
 
 def test_the_extensions_of_a_body_have_a_cap() -> None:
@@ -127,7 +129,8 @@ def test_the_extensions_of_a_body_have_a_cap() -> None:
     fitting = MAX_EXTENSIONS // 1000
     assert body(chunk * fitting + b"0\r\n\r\n") == [b"a" * fitting, End()]
     broken(chunk * (fitting + 1) + b"0\r\n\r\n", after=b"a" * fitting)
-    assert body((chunk * fitting + b"0\r\n\r\n" + CHUNKED) * 2)[:2] == [b"a" * fitting, End()]  # one body, not all
+    two = body(chunk * fitting + b"0\r\n\r\n" + CHUNKED + chunk * fitting + b"0\r\n\r\n")
+    assert two[-2:] == [b"a" * fitting, End()]  # the cap is one body's, not the connection's
 
 
 def test_trailers() -> None:
