@@ -25,7 +25,7 @@ FLOORS = [
     {"net", "routing"},
     {"http", "wire"},
     {"config"},
-    {"challenges", "names"},
+    {"access", "challenges", "names"},
     {"errors", "logs"},
 ]
 """The rooms from top to bottom. A room may import those on lower floors, and nothing beside or above itself."""
@@ -38,6 +38,7 @@ PURE = [
     "http",
     "config",
     "routing",
+    "access",
     "names",
     "errors",
     "challenges",

@@ -29,7 +29,7 @@ def normalise(text: str) -> str:
     name = text.lower()
     if name.endswith("."):
         name = name[:-1]
-    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
+    if not text.isascii() or len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise InvalidName(f"{text!r} is not a host name")
     # A last label of digits alone is how URL parsers tell an IPv4 address, in any of its odd spellings.
     if name.rpartition(".")[2].isdigit():

@@ -7,8 +7,10 @@ sleeps while the pump works, and can be cancelled at any time; only the moving o
 
 What edge-triggered epoll asks for, and where it is done:
 
-- An edge comes once. A direction is therefore moved until one of its sockets says EAGAIN; if it has had its quota
-  before that, the relay goes on the run queue, because no new edge will come for what is left (`Pump._step`).
+- An edge comes once. A direction is therefore moved until one of its sockets has nothing more to give or take; if it
+  has had its quota before that, it goes on the run queue, because no new edge will come for what is left
+  (`Pump._step`). A read that did not fill the buffer has emptied the socket, but for an end that was announced already
+  (`_Direction.ending`).
 - Descriptor numbers are reused. Nothing awaits between taking a batch of events and the end of working on it, and a
   relay that has ended is found in the table no more (`Pump._work`).
 - EAGAIN says that nothing can be moved now, and for `splice` not which side of it is to blame; a pipe that is only
@@ -48,6 +50,7 @@ BATCH = 512
 """Events taken from epoll at once."""
 
 _NON_BLOCKING = 0x01 | 0x02  # SPLICE_F_MOVE and SPLICE_F_NONBLOCK, which os does not name
+_ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 
@@ -58,15 +61,24 @@ class _Direction:
     in which little was there.
     """
 
-    __slots__ = ("busy", "ended", "pending", "pipe", "sink", "source")
+    __slots__ = ("busy", "ended", "ending", "other", "pending", "pipe", "queued", "relay", "sink", "source")
 
-    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+    other: _Direction  # the way back
+
+    def __init__(self, relay: _Relay, source: socket.socket, sink: socket.socket) -> None:
+        self.relay = relay
         self.source = source
         self.sink = sink
         self.pending = b""
+        self.ending = False  # the source's end, or an error, was announced: read on until it shows
         self.ended = False
         self.busy = 0  # turns in a row that ended with the quota
+        self.queued = False
         self.pipe: Pipe | None = None
+
+    def stuck(self) -> bool:
+        """Whether bytes wait for the sink to take more."""
+        return bool(self.pending) or (self.pipe is not None and self.pipe.held > 0)
 
     def move(self, buffer: memoryview, pipes: Pipes) -> tuple[int, bool]:
         """Move until something blocks, the source ends, or the quota is used up.
@@ -80,9 +92,12 @@ class _Direction:
                 self.release(pipes)
             return moved, stopped
         moved, stopped = self._copy(buffer)
-        self.busy = self.busy + 1 if stopped else 0
-        if self.busy >= BUSY_TURNS:
-            self.pipe = pipes.take()
+        if stopped:
+            self.busy += 1
+            if self.busy >= BUSY_TURNS:
+                self.busy = 0
+                self.pipe = pipes.take()
+        else:
             self.busy = 0
         return moved, stopped
 
@@ -97,7 +112,7 @@ class _Direction:
             for _ in range(QUOTA):
                 size = self.source.recv_into(buffer)
                 if not size:
-                    self._end()
+                    self.ended = True
                     return moved, False
                 try:
                     sent = self.sink.send(buffer[:size])
@@ -107,6 +122,8 @@ class _Direction:
                 if sent < size:
                     self.pending = bytes(buffer[sent:size])
                     return moved, False
+                if size < CHUNK and not self.ending:
+                    return moved, False  # the socket was empty then, and an edge comes with whatever comes
         except BlockingIOError:
             return moved, False
         return moved, True
@@ -120,7 +137,7 @@ class _Direction:
                 if not pipe.held:
                     pipe.held = os.splice(source, pipe.write_end, SIZE, flags=_NON_BLOCKING)
                     if not pipe.held:
-                        self._end()
+                        self.ended = True
                         return moved, False
                 sent = os.splice(pipe.read_end, sink, pipe.held, flags=_NON_BLOCKING)
                 pipe.held -= sent
@@ -128,10 +145,6 @@ class _Direction:
         except BlockingIOError:
             return moved, False
         return moved, True
-
-    def _end(self) -> None:
-        self.ended = True
-        self.sink.shutdown(socket.SHUT_WR)
 
     def release(self, pipes: Pipes) -> None:
         """Give the pipe back, if there is one."""
@@ -143,22 +156,28 @@ class _Direction:
 class _Relay:
     """Two sockets, and the task that sleeps until they are done with each other."""
 
-    __slots__ = ("back", "error", "forth", "idle", "overdue_at", "pump", "queued", "task")
+    __slots__ = ("back", "error", "forth", "idle", "overdue_at", "pump", "task")
 
     def __init__(self, pump: Pump, client: socket.socket, backend: socket.socket, idle: float) -> None:
         self.pump = pump
-        self.forth = _Direction(client, backend)
-        self.back = _Direction(backend, client)
+        self.forth = _Direction(self, client, backend)
+        self.back = _Direction(self, backend, client)
+        self.forth.other, self.back.other = self.back, self.forth
         self.idle = idle
         self.overdue_at = trio.current_time() + idle
-        self.queued = False
         self.error: Exception | None = None
         self.task: Task | None = current_task()
 
+    def sleeping(self) -> bool:
+        """Whether its task still waits for it to end."""
+        return self.task is not None
+
     def overdue(self, now: float) -> bool:
+        """See `Reaper`."""
         return self.overdue_at < now
 
     def interrupt(self, error: StreamError) -> None:
+        """See `Reaper`."""
         self.error = error
         self.pump.finish(self)
 
@@ -169,8 +188,8 @@ class Pump:
     def __init__(self, reaper: Reaper) -> None:
         self._reaper = reaper
         self._epoll = select.epoll()
-        self._relays: dict[int, _Relay] = {}
-        self._run_queue: deque[_Relay] = deque()
+        self._from: dict[int, _Direction] = {}  # by the descriptor of the source
+        self._run_queue: deque[_Direction] = deque()
         self._buffer = memoryview(bytearray(CHUNK))
         self._pipes = Pipes()
 
@@ -178,7 +197,7 @@ class Pump:
         """Carry bytes both ways until both directions have ended. A half-close is passed on as one.
 
         Args:
-            client: One side; plain, and owned by the caller, who closes it.
+            client: One side; plain, and owned by the caller, who closes it afterwards.
             backend: The other side, likewise.
             idle: Seconds without a byte in either direction after which it ends.
 
@@ -187,7 +206,8 @@ class Pump:
             StreamTimeout: nothing moved for `idle` seconds.
         """
         relay = _Relay(self, client.sock, backend.sock, idle)
-        self._relays[client.sock.fileno()] = self._relays[backend.sock.fileno()] = relay
+        self._from[client.sock.fileno()] = relay.forth
+        self._from[backend.sock.fileno()] = relay.back
         # What already lies in the sockets makes an edge at once, so nothing needs a first push.
         self._epoll.register(client.sock, _EDGES)
         self._epoll.register(backend.sock, _EDGES)
@@ -218,49 +238,55 @@ class Pump:
             self._pipes.close()
 
     def _work(self) -> None:
-        waiting = len(self._run_queue)
+        turns = len(self._run_queue)
         for descriptor, events in self._epoll.poll(0, BATCH):
-            relay = self._relays.get(descriptor)
-            if relay is not None:
-                self._step(relay)
-                if events & select.EPOLLERR and relay.task is not None:
-                    relay.interrupt(ConnectionLost("one side was reset"))
-        for _ in range(waiting):
-            relay = self._run_queue.popleft()
-            relay.queued = False
-            if relay.task is not None:
-                self._step(relay)
+            direction = self._from.get(descriptor)
+            if direction is None:
+                continue
+            if events & _ENDING:
+                direction.ending = True
+            if events & select.EPOLLIN or direction.ending:
+                self._step(direction)
+            relay = direction.relay
+            if events & select.EPOLLOUT and relay.sleeping() and direction.other.stuck():
+                self._step(direction.other)
+            if events & select.EPOLLERR and relay.sleeping():
+                relay.interrupt(ConnectionLost("one side was reset"))
+        for _ in range(turns):
+            direction = self._run_queue.popleft()
+            direction.queued = False
+            if direction.relay.sleeping():
+                self._step(direction)
 
-    def _step(self, relay: _Relay) -> None:
-        moved, again = 0, False
+    def _step(self, direction: _Direction) -> None:
+        relay = direction.relay
+        if direction.ended:
+            return
         try:
-            for direction in (relay.forth, relay.back):
-                if not direction.ended:
-                    amount, stopped = direction.move(self._buffer, self._pipes)
-                    moved += amount
-                    again = again or stopped
+            moved, again = direction.move(self._buffer, self._pipes)
+            if direction.ended and not direction.other.ended:
+                direction.sink.shutdown(socket.SHUT_WR)
         except Exception as exc:  # whatever it is, it ends this relay alone, and is raised in its own task
             relay.error = exc
             self.finish(relay)
             return
-        if relay.forth.ended and relay.back.ended:
-            self.finish(relay)
+        if direction.ended and direction.other.ended:
+            self.finish(relay)  # closing says the second end
             return
         if moved:
             relay.overdue_at = trio.current_time() + relay.idle
-        if again and not relay.queued:
-            relay.queued = True
-            self._run_queue.append(relay)
+        if again and not direction.queued:
+            direction.queued = True
+            self._run_queue.append(direction)
 
     def finish(self, relay: _Relay) -> None:
         """Take a relay out and wake its task, if it still sleeps. The sockets stay open: they are the task's."""
         relay.overdue_at = math.inf
         self._reaper.watched.discard(relay)
-        relay.forth.release(self._pipes)
-        relay.back.release(self._pipes)
-        for sock in (relay.forth.source, relay.back.source):
-            if self._relays.pop(sock.fileno(), None) is not None:
-                self._epoll.unregister(sock)
+        for direction in (relay.forth, relay.back):
+            direction.release(self._pipes)
+            if self._from.pop(direction.source.fileno(), None) is not None:
+                self._epoll.unregister(direction.source)
         if relay.task is not None:
             task, relay.task = relay.task, None
             reschedule(task)

@@ -100,7 +100,7 @@ class Stream:
         self.write_patience = math.inf
         self._read_patience = math.inf
         self._read_by: float | None = None  # None while nobody waits
-        self._write_by = math.inf
+        self._write_by: float | None = None
         self._fd = sock.fileno()
         self._reaper = reaper
         self._error: StreamError | None = None
@@ -118,7 +118,11 @@ class Stream:
 
     def overdue(self, now: float) -> bool:
         """Whether a deadline has passed at the Trio time `now`."""
-        return self.deadline < now or self._write_by < now or (self._read_by is not None and self._read_by < now)
+        return (
+            self.deadline < now
+            or (self._read_by is not None and self._read_by < now)
+            or (self._write_by is not None and self._write_by < now)
+        )
 
     # ---- reading and writing ------------------------------------------------------------------------
 
@@ -139,6 +143,8 @@ class Stream:
             except ssl.SSLWantWriteError:
                 await self._until_writable()
             except OSError as exc:
+                if self._is_end_of_client(exc):
+                    return b""
                 raise ConnectionLost(f"reading failed: {exc}") from exc
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -188,8 +194,15 @@ class Stream:
     # ---- TLS ----------------------------------------------------------------------------------------
 
     async def start_tls_server(self, context: ssl.SSLContext) -> None:
-        """Do the server's side of a TLS handshake on this very socket. Raises as `receive_some`."""
-        await self._handshake(lambda sock: context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False))
+        """Do the server's side of a TLS handshake on this very socket. Raises as `receive_some`.
+
+        Clients often end without close_notify, so an end of the stream that TLS did not announce is an end here.
+        """
+        await self._handshake(
+            lambda sock: context.wrap_socket(
+                sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
+        )
 
     async def start_tls_client(self, context: ssl.SSLContext, server_name: str) -> None:
         """Do the client's side. An end of the stream that TLS did not announce is then an error, not an end.
@@ -243,10 +256,12 @@ class Stream:
         self._error = None
 
     def send_eof(self) -> None:
-        """End our direction: close_notify without waiting for the peer's, then FIN. Never fails."""
+        """End our direction: close_notify without waiting for the peer's, then FIN. Never fails.
+
+        With TLS it is the last word: what still comes can be drained, but no longer be read.
+        """
         with contextlib.suppress(OSError, ValueError):
             if isinstance(self.sock, ssl.SSLSocket):
-                self.sock.setblocking(False)
                 with contextlib.suppress(ssl.SSLError):
                     self.sock.unwrap()
             self.sock.shutdown(socket.SHUT_WR)
@@ -273,12 +288,22 @@ class Stream:
         """Close the descriptor at once. Never fails, and may be called again."""
         if self._fd < 0:
             return
-        notify_closing(self._fd)
+        if self._read_by is not None or self._write_by is not None:  # telling nobody costs as much as telling somebody
+            notify_closing(self._fd)
         self._fd = -1
         self._reaper.watched.discard(self)
         self.sock.close()
 
     # ---- inside -------------------------------------------------------------------------------------
+
+    def _is_end_of_client(self, exc: OSError) -> bool:
+        # `ssl` reports a reset as SSLEOFError too, and would suppress both alike; only the reason tells them apart.
+        return (
+            isinstance(exc, ssl.SSLEOFError)
+            and exc.reason == "UNEXPECTED_EOF_WHILE_READING"
+            and isinstance(self.sock, ssl.SSLSocket)
+            and self.sock.server_side
+        )
 
     async def _fair(self) -> None:
         self._calls += 1
@@ -311,4 +336,4 @@ class Stream:
         except trio.ClosedResourceError as exc:
             raise self._error or ConnectionLost("closed by us") from exc
         finally:
-            self._write_by = math.inf
+            self._write_by = None
