@@ -47,7 +47,7 @@ class MessageReader(ABC, Generic[HeadT]):
         self._limits = limits
         self._data = b""
         self._pos = 0
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes] | None = None  # made when needed: an empty one takes 760 bytes
         self._eof = False
         self._partial = bytearray()
         self._state = HEAD
@@ -57,6 +57,8 @@ class MessageReader(ABC, Generic[HeadT]):
     def feed(self, data: bytes) -> None:
         """Take bytes from the connection."""
         if self._pos < len(self._data):
+            if self._queue is None:
+                self._queue = deque()
             self._queue.append(data)
         else:
             self._data = data
@@ -68,9 +70,9 @@ class MessageReader(ABC, Generic[HeadT]):
 
     def rest(self) -> bytes:
         """Everything fed and not consumed, taken out: what a peer sent behind an upgrade. The reader then stops."""
-        data = b"".join((bytes(self._partial), self._data[self._pos :], *self._queue))
+        data = b"".join((bytes(self._partial), self._data[self._pos :], *(self._queue or ())))
         self._partial.clear()
-        self._queue.clear()
+        self._queue = None
         self._data = b""
         self._pos = 0
         self._state = STOPPED
