@@ -245,7 +245,7 @@ class Pump:
                 continue
             if events & _ENDING:
                 direction.ending = True
-            if events & select.EPOLLIN or direction.ending:
+            if not direction.ended and (events & select.EPOLLIN or direction.ending):
                 self._step(direction)
             relay = direction.relay
             if events & select.EPOLLOUT and relay.sleeping() and direction.other.stuck():
@@ -260,8 +260,6 @@ class Pump:
 
     def _step(self, direction: _Direction) -> None:
         relay = direction.relay
-        if direction.ended:
-            return
         try:
             moved, again = direction.move(self._buffer, self._pipes)
             if direction.ended and not direction.other.ended:
