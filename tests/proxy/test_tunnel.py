@@ -72,6 +72,13 @@ async def test_a_backend_that_does_not_switch_is_an_ordinary_response() -> None:
             assert data.startswith(b"HTTP/1.1 200 ")
 
 
+async def test_a_switch_to_another_protocol_than_the_one_asked_for_is_502() -> None:
+    async with backend(_switching) as (port, _), stage(make_config(site(NAME, port))) as proxy:
+        stream = await proxy.tls(NAME)
+        await stream.send_all(ASK.replace(b"chat/1", b"chat/2"))
+        assert (await read_until(stream, Recording(), b"</html>")).startswith(b"HTTP/1.1 502 ")
+
+
 @pytest.mark.parametrize("token", [b"h2c", b"TLS/1.2", b"HTTP/2.0"])
 async def test_upgrades_that_would_hide_requests_are_not_passed_on(token: bytes) -> None:
     async with backend(answering(HELLO)) as (port, seen), stage(make_config(site(NAME, port))) as proxy:

@@ -239,8 +239,8 @@ class H1Client:
 
     async def tunnel(self, head: ResponseHead, upstream: Upstream, idle: float) -> None:
         """See `Client.tunnel`."""
+        self._add_head(head)  # or an error page, if the backend switched to what nobody asked for
         self.started = self.closing = True
-        self._add_head(head)
         self._add(upstream.reader.rest())
         await self.flush()
         early = self._reader.rest()
