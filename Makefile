@@ -22,8 +22,9 @@ format: .venv/.lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: .venv/.run  ## start-up time and lookup cost, beside their targets
-	$(PY) bench/start.py $(ARGS)
+bench: .venv/.run  ## beside nginx and HAProxy, some ten minutes; ARGS="--quick", ARGS="bulk idle" do less
+	@setup/debian.sh bench
+	$(PY) -m bench $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .work build dist

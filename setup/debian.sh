@@ -4,6 +4,8 @@
 #   setup/debian.sh venv PYTHON   what PYTHON lacks to make a virtual environment; fails when it cannot be had
 #   setup/debian.sh test          the servers and clients that the end-to-end tests run; never fails, because
 #                                 without them those tests skip and say why
+#   setup/debian.sh bench         the proxies that the benchmark compares with, and a C compiler for its load; never
+#                                 fails, because the benchmark says what it lacks
 set -euo pipefail
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -51,41 +53,56 @@ install_for_venv() {
 has() {
     case $1 in
         stream) [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || nginx -V 2>&1 | grep -qE -e '--with-stream( |$)' ;;
+        libc) [ -e /usr/include/stdio.h ] ;;
         *) command -v "$1" >/dev/null ;;
     esac
 }
 
-install_for_tests() {
-    local wanted=(
-        pebble:pebble pebble-challtestsrv:pebble nginx:nginx-light stream:libnginx-mod-stream certbot:certbot
-        curl:curl ip:iproute2
-    )
-    local missing=() entry package new_nginx=
-    for entry in "${wanted[@]}"; do
+# install_what USE WITHOUT COMMAND:PACKAGE ...: the packages of those commands that are not here. USE says what they are
+# for, WITHOUT what will happen where they cannot be installed.
+install_what() {
+    local use=$1 without=$2
+    shift 2
+    local missing=() entry package daemon fresh=()
+    for entry in "$@"; do
         package=${entry#*:}
         if ! has "${entry%%:*}" && [[ " ${missing[*]-} " != *" $package "* ]]; then missing+=("$package"); fi
     done
     [ ${#missing[@]} = 0 ] && return
     if ! may_install; then
-        say "some tests need Debian packages that are not here, and I may not install them. Those tests will skip;"
-        say "to run them too:  sudo apt-get install ${missing[*]}"
+        say "$use need Debian packages that are not here, and I may not install them. $without"
+        say "To install them:  sudo apt-get install ${missing[*]}"
         return
     fi
-    say "installing what the end-to-end tests run: ${missing[*]}"
-    has nginx || new_nginx=yes
+    say "installing what $use need: ${missing[*]}"
+    for daemon in nginx haproxy; do has "$daemon" || fresh+=("$daemon"); done
     no_daemons
     apt update || say "the package lists could not be refreshed; going on with the old ones"
     for package in "${missing[@]}"; do # one by one: a release that lacks one still gets the others
-        apt install -y --no-install-recommends "$package" || say "could not install $package: what needs it will skip"
+        apt install -y --no-install-recommends "$package" || say "could not install $package. $without"
     done
-    if [ "$new_nginx" ] && command -v systemctl >/dev/null; then
-        as_root systemctl disable nginx.service >/dev/null 2>&1 || true # nor after the next boot
+    if command -v systemctl >/dev/null; then
+        for daemon in "${fresh[@]}"; do
+            as_root systemctl disable "$daemon.service" >/dev/null 2>&1 || true # nor after the next boot
+        done
     fi
+}
+
+proxies=(nginx:nginx-light stream:libnginx-mod-stream haproxy:haproxy)
+
+install_for_tests() {
+    install_what "some tests" "Those tests will skip." "${proxies[@]}" pebble:pebble pebble-challtestsrv:pebble \
+        certbot:certbot curl:curl ip:iproute2
+}
+
+install_for_bench() {
+    install_what "the benchmark's comparisons" "It will say what it lacks." "${proxies[@]}" gcc:gcc libc:libc6-dev
 }
 
 PATH=$PATH:/usr/sbin:/sbin # where Debian keeps nginx and ip, and ordinary users do not look
 case ${1-} in
     venv) install_for_venv "$2" ;;
     test) install_for_tests ;;
-    *) say "usage: $0 venv PYTHON | test"; exit 2 ;;
+    bench) install_for_bench ;;
+    *) say "usage: $0 venv PYTHON | test | bench"; exit 2 ;;
 esac
