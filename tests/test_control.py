@@ -19,10 +19,12 @@ from trioproxy.errors import ControlError, ListenError, StoreError
 async def _greet(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     for number in range(arguments["times"]):
         report(f"greeting {number}")
+        await trio.lowlevel.checkpoint()
     return {"greeting": f"hello {arguments['name']}"}
 
 
 async def _refuse(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    await trio.lowlevel.checkpoint()
     raise StoreError("the disk is full")
 
 

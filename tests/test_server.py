@@ -14,6 +14,7 @@ import attrs
 import pytest
 import trio
 
+from tests.net.sockets import until
 from tests.proxy.stage import HELLO, LOOPBACK, Caller, answering, backend, make_config, site
 from trioproxy.config.model import CertificateFiles, Config, HostPort, Listen, Timeouts
 from trioproxy.control import ask
@@ -59,9 +60,8 @@ async def reloaded(caplog: pytest.LogCaptureFixture) -> str:
     caplog.clear()
     os.kill(os.getpid(), signal.SIGHUP)
     with trio.fail_after(5):
-        while not (said := [r.getMessage() for r in caplog.records if "reloaded" in r.getMessage()]):
-            await trio.lowlevel.checkpoint()
-    return said[0]
+        await until(lambda: "reloaded" in caplog.text)
+    return next(r.getMessage() for r in caplog.records if "reloaded" in r.getMessage())
 
 
 @pytest.fixture(autouse=True)
@@ -178,8 +178,7 @@ async def test_stopping_lets_a_running_response_finish(tmp_path: Path) -> None:
                 await trio.aclose_forcefully(stream)
 
             clients.start_soon(ask_slowly)
-            while not seen.connections:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: seen.connections)
             os.kill(os.getpid(), signal.SIGTERM)
             while True:  # new connections are refused at once
                 try:
@@ -201,8 +200,7 @@ async def test_the_drain_ends_what_does_not_end_by_itself(tmp_path: Path) -> Non
             async with running(configured(tmp_path, config)) as addresses:
                 stream = await visit(addresses.https[0], NAME)
                 await stream.send_all(b"GET / HTTP/1.1\r\nHost: cloud.test\r\n\r\n")
-                while not seen.connections:
-                    await trio.lowlevel.checkpoint()
+                await until(lambda: seen.connections)
         await trio.aclose_forcefully(stream)
 
 

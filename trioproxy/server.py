@@ -121,7 +121,7 @@ class Server:
                 async with trio.open_nursery() as connections:
                     async with trio.open_nursery() as accepting:
                         self._listeners.start(accepting, connections)
-                        services.start_soon(self._heed, signals, connections)
+                        services.start_soon(self._heed, signals, connections)  # noqa: ASYNC111 - for its scope alone
                         log.info("ready: %s", ", ".join(map(str, addresses.https + addresses.http)))
                         task_status.started(addresses)
                         await self._stopping.wait()

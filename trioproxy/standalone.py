@@ -50,8 +50,8 @@ async def _port_80(config: Config, cell: Cell, board: ChallengeBoard, reaper: Re
         def handle(sock: socket.socket, peer: Peer) -> None:
             nursery.start_soon(serve_plain, ctx, sock, peer)
 
-        nursery.start_soon(reaper.run)
-        nursery.start_soon(ctx.pool.run)
+        nursery.start_soon(reaper.run)  # noqa: ASYNC113 - nothing waits for it to have begun
+        nursery.start_soon(ctx.pool.run)  # noqa: ASYNC113
         for listener in listeners:
             nursery.start_soon(_accept, listener, handle)
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -39,9 +39,9 @@ def stream_pair(reaper: Reaper) -> tuple[Stream, trio.SocketStream]:
 async def running(reaper: Reaper, pump: Pump | None = None) -> AsyncIterator[trio.Nursery]:
     """A nursery in which the reaper, and the pump if there is one, run until the block ends."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reaper.run)
+        nursery.start_soon(reaper.run)  # noqa: ASYNC113 - it may begin whenever it likes
         if pump is not None:
-            nursery.start_soon(pump.run)
+            nursery.start_soon(pump.run)  # noqa: ASYNC113
         yield nursery
         nursery.cancel_scope.cancel()
 
@@ -50,6 +50,12 @@ async def reset(peer: trio.SocketStream) -> None:
     """Close the peer's end with RST."""
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await peer.aclose()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Pass checkpoints until `condition` holds: for what the code under test has no event to tell by."""
+    while not condition():  # noqa: ASYNC110 - there is no event
+        await trio.lowlevel.checkpoint()
 
 
 async def receive_exactly(stream: trio.abc.ReceiveStream, size: int) -> bytes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.net.sockets import until
 from trioproxy.config.model import HostPort
 from trioproxy.errors import ListenError
 from trioproxy.net.listen import Peer, accept_forever, bind, port_holder
@@ -60,8 +62,7 @@ async def test_accepted_sockets_are_non_blocking_and_come_with_their_address() -
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept_forever, listener, lambda sock, peer: accepted.append((sock, peer)))
             clients = [await trio.open_tcp_stream(*listener.getsockname()) for _ in range(3)]
-            while len(accepted) < 3:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: len(accepted) == 3)
             nursery.cancel_scope.cancel()
     ports = {client.socket.getsockname()[1] for client in clients}
     assert {peer.port for _, peer in accepted} == ports
@@ -74,21 +75,16 @@ async def test_accepted_sockets_are_non_blocking_and_come_with_their_address() -
         await client.aclose()
 
 
-class _Exhausted:
+class _Exhausted(socket.socket):
     """A listener of a process whose descriptors have run out, which no real one can be brought to do reliably."""
 
-    def __init__(self, listener: socket.socket, failures: int) -> None:
-        self._listener = listener
-        self._failures = failures
+    failures = 3
 
-    def fileno(self) -> int:
-        return self._listener.fileno()
-
-    def accept(self) -> tuple[socket.socket, object]:
-        if self._failures:
-            self._failures -= 1
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.failures:
+            self.failures -= 1
             raise OSError(errno.EMFILE, "Too many open files")
-        return self._listener.accept()
+        return super().accept()
 
 
 async def test_exhausted_descriptors_are_logged_once_and_accepting_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -99,9 +95,9 @@ async def test_exhausted_descriptors_are_logged_once_and_accepting_goes_on(caplo
         sock.close()
         done.set()
 
-    with listener, caplog.at_level("WARNING"):
-        async with trio.open_nursery() as nursery, await trio.open_tcp_stream(*listener.getsockname()):
-            nursery.start_soon(accept_forever, _Exhausted(listener, 3), handle)
+    with _Exhausted(fileno=listener.detach()) as exhausted, caplog.at_level("WARNING"):
+        async with trio.open_nursery() as nursery, await trio.open_tcp_stream(*exhausted.getsockname()):
+            nursery.start_soon(accept_forever, exhausted, handle)
             await done.wait()
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()

@@ -14,6 +14,7 @@ import h11
 import trio
 import trustme
 
+from tests.net.sockets import until
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config, HostPort, Limits, Listen, Passthrough, Route, Site, Target, Timeouts
 from trioproxy.net.listen import Peer, accept_forever, bind
@@ -169,8 +170,7 @@ class Stage:
 
     async def until_idle(self) -> None:
         """Wait until every connection to the proxy has ended."""
-        while self.connections.child_tasks:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: not self.connections.child_tasks)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import h11
 import pytest
 import trio
 
+from tests.net.sockets import until
 from tests.proxy.stage import (
     HELLO,
     Caller,
@@ -344,12 +345,10 @@ async def test_a_client_that_vanishes_mid_upload_takes_the_backends_connection_w
     async with backend(waiting) as (port, seen), stage(make_config(site(NAME, port))) as proxy:
         stream = await proxy.tls(NAME)
         await stream.send_all(b"POST / HTTP/1.1\r\nHost: cloud.test\r\nContent-Length: 1000\r\n\r\nbegin")
-        while b"begin" not in seen.received:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: b"begin" in seen.received)
         await stream.transport_stream.aclose()
         with trio.fail_after(5):
-            while not seen.ended:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: seen.ended)
             await proxy.until_idle()
 
 
@@ -362,13 +361,11 @@ async def test_a_chunked_body_that_breaks_while_it_streams_aborts_the_backends_c
         await stream.send_all(
             b"POST / HTTP/1.1\r\nHost: cloud.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegin\r\n"
         )
-        while b"begin" not in seen.received:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: b"begin" in seen.received)
         await stream.send_all(b"zz\r\n")
         data = await read_until(stream, Recording(), b"never")
         assert data.startswith(b"HTTP/1.1 400 ")
-        while not seen.ended:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: seen.ended)
         assert not seen.received.endswith(b"0\r\n\r\n")
 
 
@@ -402,8 +399,7 @@ async def test_draining_closes_idle_connections_and_lets_busy_ones_finish() -> N
     async with backend(slow) as (port, seen), stage(make_config(site(NAME, port))) as proxy:
         idle, busy = await proxy.tls(NAME), await proxy.tls(NAME)
         await busy.send_all(b"GET / HTTP/1.1\r\nHost: cloud.test\r\n\r\n")
-        while not seen.received:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: seen.received)
         proxy.ctx.drain.begin()
         assert await read_until(idle, Recording(), b"never") == b""
         proceed.set()

@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket, wrap_client_stream
 
+from tests.net.sockets import until
 from tests.proxy.stage import HELLO, LOOPBACK, Recording, answering, backend, make_config, read_until, site, stage
 from trioproxy.config.model import Timeouts
 
@@ -105,6 +106,5 @@ async def test_a_client_that_vanishes_ends_the_backends_side() -> None:
         await read_until(stream, Recording(), b"welcome")
         await stream.transport_stream.aclose()
         with trio.fail_after(5):
-            while not seen.ended:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: seen.ended)
             await proxy.until_idle()
