@@ -49,7 +49,9 @@ async def _demo(config: Config) -> None:
         click.echo(_what_to_try(config))
 
 
-async def _until_stopped(server: Server, all_of_it: trio.CancelScope, task_status: trio.TaskStatus[object]) -> None:
+async def _until_stopped(  # noqa: ASYNC128 - the server tells when it has started
+    server: Server, all_of_it: trio.CancelScope, task_status: trio.TaskStatus[object]
+) -> None:
     await server.run(task_status)
     all_of_it.cancel()
 
