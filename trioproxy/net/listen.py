@@ -21,6 +21,9 @@ log = logging.getLogger("trioproxy.listen")
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel lowers it to net.core.somaxconn."""
 
+DEFER_SECONDS = 5
+"""How long the kernel keeps a connection to itself on which nothing has come; then it is accepted, and our limits hold."""
+
 ACCEPTS_IN_A_ROW = 64
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -81,6 +84,8 @@ def _bind_one(address: HostPort) -> socket.socket:
         # Accepted sockets inherit both: no small write waits for an acknowledgement, and a vanished peer is noticed.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # On both ports the client speaks first: it is not worth waking anybody before it has.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
         sock.bind((address.host, address.port))
         sock.listen(BACKLOG)
     except BaseException:

@@ -278,13 +278,16 @@ class Pump:
             self._run_queue.append(direction)
 
     def finish(self, relay: _Relay) -> None:
-        """Take a relay out and wake its task, if it still sleeps. The sockets stay open: they are the task's."""
+        """Take a relay out and wake its task, if it still sleeps.
+
+        The sockets are the task's to close, and closing takes them out of the epoll. Until then nobody is in the table
+        for what comes from them.
+        """
         relay.overdue_at = math.inf
         self._reaper.watched.discard(relay)
         for direction in (relay.forth, relay.back):
             direction.release(self._pipes)
-            if self._from.pop(direction.source.fileno(), None) is not None:
-                self._epoll.unregister(direction.source)
+            self._from.pop(direction.source.fileno(), None)
         if relay.task is not None:
             task, relay.task = relay.task, None
             reschedule(task)
