@@ -203,7 +203,7 @@ class Manager:
         for name, served in self._source.served.items():
             site = self._config.sites.get(name)
             if site is not None and served.by == "internal":
-                yield site, served.leaf, renews(served.leaf, self._clock())
+                yield site, served.leaf, renews(served.leaf)
 
     def _renew_internal(self) -> None:
         now = self._clock()
@@ -291,7 +291,7 @@ class Manager:
     def _status(self, site: Site) -> CertificateStatus:
         now, name = self._clock(), site.name
         if site.tls == "acme":
-            known = self._work.known.get(name) or Known(None, now)
+            known = self._work.known.get(name) or Known()
             return status_of(
                 name,
                 "acme",
@@ -305,7 +305,7 @@ class Manager:
         served = self._source.served.get(name)
         if site.tls == "internal":
             leaf = served.leaf if served else None
-            return status_of(name, "internal", now, leaf, renews=renews(leaf, now) if leaf else None)
+            return status_of(name, "internal", now, leaf, renews=renews(leaf) if leaf else None)
         if served is not None:
             own = served.leaf if served.by == "files" else None
             return status_of(name, "files", now, own, problem=served.problem)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import attrs
 import trio
@@ -35,9 +35,13 @@ Obtain = Callable[[AcmeClient, str, KeyType, ChallengeBoard, Journal, Report], A
 """`trioproxy.acme.order.obtain`, or what stands in for it."""
 
 
-def renews(leaf: Leaf | None, now: datetime) -> datetime:
-    """When a certificate is to be renewed; now, where there is none."""
-    return now if leaf is None else policy.renew_at(leaf.not_before, leaf.not_after, policy.dice_of(leaf.serial))
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+"""When a certificate that is not there was due: before every other, whatever becomes of the clock."""
+
+
+def renews(leaf: Leaf | None) -> datetime:
+    """When a certificate is to be renewed; `LONG_AGO`, where there is none."""
+    return LONG_AGO if leaf is None else policy.renew_at(leaf.not_before, leaf.not_after, policy.dice_of(leaf.serial))
 
 
 @attrs.frozen
@@ -51,8 +55,8 @@ class Known:
         problem: Why the store cannot be read, "" when it can.
     """
 
-    leaf: Leaf | None
-    renews: datetime
+    leaf: Leaf | None = None
+    renews: datetime = LONG_AGO
     trouble: policy.Trouble | None = None
     problem: str = ""
 
@@ -111,7 +115,7 @@ class Renewals:
         if before is not None and before.trouble is not None and before.leaf == leaf:
             # A failure that could not be written down, on a full disk perhaps, counts all the same.
             trouble = max(before.trouble, trouble or before.trouble, key=lambda t: t.failed_at)
-        known = self.known[site.name] = Known(leaf, renews(leaf, self._clock()), trouble)
+        known = self.known[site.name] = Known(leaf, renews(leaf), trouble)
         if leaf is None and site.name not in self._cell.current.awaiting:
             self._cell.update(lambda s: attrs.evolve(s, awaiting=s.awaiting | {site.name}))
         return known
@@ -121,7 +125,7 @@ class Renewals:
         try:
             self.look_at(site)
         except StoreError as exc:
-            self.known[site.name] = Known(None, self._clock(), problem=str(exc))
+            self.known[site.name] = Known(problem=str(exc))
 
     async def attend(self, name: str, report: Report, *, force: bool = False, wished: bool = False) -> Outcome:
         """Renew the certificate of `name` if that is due. Only one at a time for each name.
@@ -175,7 +179,7 @@ class Renewals:
         await self._store.save(name, bundle)
         self._publish(site, bundle)
         now, leaf = self._clock(), bundle.leaf
-        self.known[name] = Known(leaf, renews(leaf, now), known.trouble)
+        self.known[name] = Known(leaf, renews(leaf), known.trouble)
         log.info("%s  %s; new handshakes already get it", name, self._dates(leaf))
         if self.known[name].renews <= now:
             # Only the ladder then keeps us from ordering again at once, and again.
@@ -227,7 +231,7 @@ class Renewals:
         """Say what went wrong with `name`, and keep on disk when it is tried again."""
         await trio.lowlevel.checkpoint()
         now = self._clock()
-        known = self.known.get(name) or Known(None, now)
+        known = self.known.get(name) or Known()
         if known.leaf is not None and known.renews > now:
             # A person wished for it. Nothing is due, so nothing is to be tried again.
             log.warning("%s  %s; it needs no new certificate yet", name, exc)
@@ -270,4 +274,4 @@ class Renewals:
 
     def _dates(self, leaf: Leaf) -> str:
         now = self._clock()
-        return f"valid to {day(leaf.not_after, now)}, renews about {day(renews(leaf, now), now)}"
+        return f"valid to {day(leaf.not_after, now)}, renews about {day(renews(leaf), now)}"
