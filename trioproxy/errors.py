@@ -174,6 +174,10 @@ class UpstreamUnreachable(UpstreamError):
     """A backend whose name does not resolve, or that refuses connections, or whose TLS fails."""
 
 
+class CannotBeClient(UpstreamError):
+    """A backend that was not called, because it could not be called from the client's own address."""
+
+
 class UpstreamTimeout(UpstreamError):
     """A backend that stayed silent for longer than `timeouts.connect` or `timeouts.response`."""
 

@@ -27,6 +27,7 @@ from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config, HostPort, Listen
 from trioproxy.control import control_socket, serve_control
 from trioproxy.errors import ConfigError, ListenError
+from trioproxy.net.dial import Dialler
 from trioproxy.net.http_client import HttpClient
 from trioproxy.net.listen import Peer, accept_forever, bind
 from trioproxy.net.pump import Pump
@@ -57,12 +58,14 @@ class Addresses:
 
 def proxy_context(cell: Cell, board: ChallengeBoard, reaper: Reaper) -> ProxyContext:
     """The parts of a proxy that goes by `cell` and answers the challenges of `board`."""
+    dialler = Dialler(reaper)
     return ProxyContext(
         cell=cell,
         board=board,
         reaper=reaper,
         pump=Pump(reaper),
-        pool=Pool(reaper),
+        dialler=dialler,
+        pool=Pool(dialler),
         drain=Drain(),
         pseudonym=b"trioproxy-" + secrets.token_hex(4).encode(),
     )

@@ -17,6 +17,7 @@ import trustme
 from tests.net.sockets import until
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config, HostPort, Limits, Listen, Passthrough, Route, Site, Target, Timeouts
+from trioproxy.net.dial import Dialler
 from trioproxy.net.listen import Peer, accept_forever, bind
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper
@@ -178,7 +179,17 @@ async def stage(config: Config, *, awaiting: frozenset[str] = frozenset()) -> As
     """Run the proxy with `config` on free ports of this machine."""
     reaper = Reaper()
     snapshot = Snapshot(config, RouteTable.of(config), Contexts(lambda s: server_context(s.name)), awaiting)
-    ctx = ProxyContext(Cell(snapshot), ChallengeBoard(), reaper, Pump(reaper), Pool(reaper), Drain(), b"test-proxy")
+    dialler = Dialler(reaper)
+    ctx = ProxyContext(
+        cell=Cell(snapshot),
+        board=ChallengeBoard(),
+        reaper=reaper,
+        pump=Pump(reaper),
+        dialler=dialler,
+        pool=Pool(dialler),
+        drain=Drain(),
+        pseudonym=b"test-proxy",
+    )
     (https,) = bind([HostPort(LOOPBACK, 0)], optional=False)
     (http,) = bind([HostPort(LOOPBACK, 0)], optional=False)
     async with trio.open_nursery() as services:

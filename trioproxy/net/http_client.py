@@ -23,7 +23,7 @@ from trioproxy.errors import ConnectionLost, InvalidName, UpstreamProtocolError,
 from trioproxy.http.h1 import ResponseReader, encode_request_head
 from trioproxy.http.messages import End, Headers, ResponseHead
 from trioproxy.names import split_authority
-from trioproxy.net.dial import dial
+from trioproxy.net.dial import Dialler
 from trioproxy.net.sock import Reaper, Stream
 
 MAX_BODY = 1024 * 1024
@@ -80,7 +80,7 @@ class HttpClient:
 
     def __init__(self, ca_file: Path | None, reaper: Reaper) -> None:
         self._ca_file = ca_file
-        self._reaper = reaper
+        self._dialler = Dialler(reaper)
         self._context: ssl.SSLContext | None = None
         self._idle: dict[_Origin, list[_Connection]] = {}
 
@@ -146,11 +146,11 @@ class HttpClient:
 
     async def _connect(self, origin: _Origin) -> _Connection:
         if origin.scheme == "http":
-            return _Connection(await dial(origin.address, self._reaper), ResponseReader())
+            return _Connection(await self._dialler.dial(origin.address), ResponseReader())
         if self._context is None:
             # Reading the system's certificates takes 40 ms, for which connections would stand still.
             self._context = await trio.to_thread.run_sync(self._make_context)
-        stream = await dial(origin.address, self._reaper)
+        stream = await self._dialler.dial(origin.address)
         try:
             await stream.start_tls_client(self._context, origin.address.host)
         except ConnectionLost as exc:

@@ -8,6 +8,7 @@ import attrs
 
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.http.headers import Arrival, http_date
+from trioproxy.net.dial import Dialler
 from trioproxy.net.listen import Peer
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper, Stream
@@ -62,6 +63,7 @@ class ProxyContext:
         board: Live challenge answers.
         reaper: Looks after every stream.
         pump: Moves the bytes of passthrough connections.
+        dialler: Connects to backends, and remembers their addresses and troubles.
         pool: Idle connections to the backends of sites.
         drain: Whether the server is stopping.
         pseudonym: Our name in Via, unlike that of any other proxy, so that a loop to ourselves shows.
@@ -71,6 +73,7 @@ class ProxyContext:
     board: ChallengeBoard
     reaper: Reaper
     pump: Pump
+    dialler: Dialler
     pool: Pool
     drain: Drain
     pseudonym: bytes

@@ -10,8 +10,8 @@ import trio
 from trioproxy.config.model import HostPort, Target, Timeouts
 from trioproxy.errors import ConnectionLost, StreamTimeout, UpstreamTimeout, UpstreamUnreachable
 from trioproxy.http.h1 import ResponseReader
-from trioproxy.net.dial import dial
-from trioproxy.net.sock import Reaper, Stream
+from trioproxy.net.dial import Dialler
+from trioproxy.net.sock import Stream
 
 IDLE_PER_BACKEND = 64
 """Idle connections kept for one backend; the oldest goes when there are more."""
@@ -39,8 +39,8 @@ class Upstream:
 class Pool:
     """Idle connections by backend. Deciding is synchronous: `claim` and `release` never wait."""
 
-    def __init__(self, reaper: Reaper) -> None:
-        self._reaper = reaper
+    def __init__(self, dialler: Dialler) -> None:
+        self._dialler = dialler
         self._idle: dict[Key, deque[Upstream]] = {}
         self._trust: ssl.SSLContext | None = None
 
@@ -60,7 +60,7 @@ class Pool:
         if not fresh and (claimed := self.claim(key)) is not None:
             return claimed
         deadline = trio.current_time() + timeouts.connect
-        stream = await dial(HostPort(target.host, target.port), self._reaper, deadline)
+        stream = await self._dialler.dial(HostPort(target.host, target.port), deadline)
         if target.scheme == "https":
             await self._start_tls(stream, target, deadline)
         stream.write_patience = timeouts.idle
