@@ -172,6 +172,10 @@ class Pebble:
         ) as http:
             return (await http.get(f"{self.management}/{path}")).raise_for_status().content
 
+    def said(self) -> str:
+        """What it has said so far; it says much, such as `Added order` for each order that it takes."""
+        return self._program.said()
+
     async def restart(self) -> None:
         """End it and start it at the same address with fresh state: no accounts, no orders, another root."""
         await self._program.stop()

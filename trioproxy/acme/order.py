@@ -171,7 +171,10 @@ class _Issuance:
 
     async def _begin(self) -> tuple[OrderRecord, Order]:
         self.report("ordering a certificate")
-        key_pem = await trio.to_thread.run_sync(new_key, self.key_type, abandon_on_cancel=True)
+        if self.key_type.startswith("rsa"):  # up to some seconds of work, during which the proxy goes on
+            key_pem = await trio.to_thread.run_sync(new_key, self.key_type, abandon_on_cancel=True)
+        else:
+            key_pem = new_key(self.key_type)
         order = await self.client.new_order(self.name)
         if order.names != (self.name,):
             raise AcmeProtocolError(f"the CA took an order for {', '.join(order.names) or 'no name'}")

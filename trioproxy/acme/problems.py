@@ -165,8 +165,9 @@ _REMEDIES = {
     ),
     "dns": "the CA found no address for {name}. Look at its A and AAAA records, and at the DNS servers of its domain",
     "unauthorized": (
-        "something answered the CA on port 80 of {name}, but it was not this trioproxy. Look at where the name's A and"
-        " AAAA records lead, and at where the router forwards port 80"
+        "something answered the CA on port 80 of {name}, but not with the answer to its challenge. The likely cause is"
+        " that the name's A or AAAA record, or the router's forwarding of port 80, leads elsewhere than to this"
+        " trioproxy"
     ),
     "caa": "a CAA record of {name} or of its domain forbids this CA to issue. Add the CA there, or remove the record",
     "tls": (

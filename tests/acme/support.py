@@ -1,0 +1,151 @@
+"""What an issuance needs around it: keepers in memory, and a port 80 that answers from the challenge board."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+import trio
+
+from trioproxy.acme.client import Account, AcmeClient
+from trioproxy.acme.order import Issued, OrderRecord, obtain
+from trioproxy.challenges import ChallengeBoard
+from trioproxy.config.model import Acme, KeyType
+from trioproxy.net.http_client import HttpClient
+from trioproxy.net.sock import Reaper
+
+PATIENCE = 60.0
+"""Seconds for an issuance that takes one: a busy machine must not fail a test."""
+
+
+class MemoryAccounts:
+    """Keeps accounts, and every one that was ever written."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Account] = {}
+        self.history: list[Account] = []
+
+    def read(self, directory: str) -> Account | None:
+        return self.kept.get(directory)
+
+    def write(self, directory: str, account: Account) -> None:
+        self.kept[directory] = account
+        self.history.append(account)
+
+    @property
+    def only(self) -> Account:
+        (account,) = self.kept.values()
+        return account
+
+
+class MemoryJournal:
+    """Keeps an order, and every one that was ever written."""
+
+    def __init__(self) -> None:
+        self.kept: OrderRecord | None = None
+        self.history: list[OrderRecord] = []
+        self.on_write: Callable[[], None] = lambda: None
+
+    def read(self) -> OrderRecord | None:
+        return self.kept
+
+    def write(self, record: OrderRecord) -> None:
+        self.kept = record
+        self.history.append(record)
+        self.on_write()
+
+    def clear(self) -> None:
+        self.kept = None
+
+    @property
+    def orders(self) -> list[str]:
+        """The URLs of all orders there were."""
+        return [record.order_url for record in self.history]
+
+
+@attrs.define
+class Port80:
+    """Answers challenges as trioproxy's port 80 does.
+
+    Attributes:
+        port: Where it really listens.
+        asked: The names and paths it was asked for.
+        deaf: Whether it answers 404 to everything.
+    """
+
+    board: ChallengeBoard
+    port: int = 0
+    asked: list[tuple[str, str]] = attrs.Factory(list)
+    deaf: bool = False
+
+    async def handle(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            request = b""
+            while b"\r\n\r\n" not in request:
+                data = await stream.receive_some()
+                if not data:
+                    return
+                request += data
+            path = request.split(b" ", 2)[1].decode()
+            found = re.search(rb"\r\nhost: *([^:\r]+)", request, re.IGNORECASE)
+            name = found[1].decode() if found else ""
+            self.asked.append((name, path))
+            answer = None if self.deaf else self.board.answer(name, path)
+            status = b"404 Not Found" if answer is None else b"200 OK"
+            body = (answer or "").encode()
+            await stream.send_all(
+                b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+            )
+
+
+@asynccontextmanager
+async def port80() -> AsyncIterator[Port80]:
+    """A port 80 with a board of its own, on a free port of 127.0.0.1, as long as the block."""
+    server = Port80(ChallengeBoard())
+    async with trio.open_nursery() as nursery:
+        listeners: Sequence[trio.SocketListener] = await nursery.start(
+            partial(trio.serve_tcp, server.handle, 0, host="127.0.0.1")
+        )
+        server.port = listeners[0].socket.getsockname()[1]
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+@attrs.define
+class Customer:
+    """Somebody who wants certificates: all that `obtain` is given, and what was reported.
+
+    Attributes:
+        http: What stands in for the HTTP client, and lives in mock time.
+    """
+
+    directory: str
+    ca_file: Path | None
+    board: ChallengeBoard
+    email: str = "me@example.org"
+    accounts: MemoryAccounts = attrs.Factory(MemoryAccounts)
+    journal: MemoryJournal = attrs.Factory(MemoryJournal)
+    said: list[str] = attrs.Factory(list)
+    on_report: Callable[[str], None] = lambda _: None
+    http: HttpClient | None = None
+
+    def client(self) -> AcmeClient:
+        """A client as a start of the server makes it: it knows nothing but what is kept."""
+        settings = Acme(email=self.email, directory=self.directory, ca_file=self.ca_file)
+        return AcmeClient(settings, self.http or HttpClient(self.ca_file, Reaper()), self.accounts)
+
+    def report(self, line: str) -> None:
+        self.said.append(line)
+        self.on_report(line)
+
+    async def obtain(
+        self, name: str = "cloud.test", key_type: KeyType = "ecdsa-p256", client: AcmeClient | None = None
+    ) -> Issued:
+        """Get a certificate with a client of its own, or the given one."""
+        with trio.fail_after(PATIENCE if self.http is None else math.inf):
+            return await obtain(client or self.client(), name, key_type, self.board, self.journal, self.report)

@@ -1,0 +1,291 @@
+"""Accounts and issuances against a real CA: Pebble checks every signature, nonce and field that RFC 8555 speaks of."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.verification import PolicyBuilder, Store
+
+from tests.acme.support import Customer, Port80, port80
+from tests.pebble import Pebble, running_pebble
+from trioproxy.acme.certificate import type_of
+from trioproxy.acme.order import Issued, OrderFailed
+from trioproxy.config.model import KeyType
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[Port80]:
+    async with port80() as server:
+        yield server
+
+
+@pytest.fixture
+async def ca(web: Port80, tmp_path: Path) -> AsyncIterator[Pebble]:
+    async with running_pebble(tmp_path, http_port=web.port) as pebble:
+        yield pebble
+
+
+@pytest.fixture
+def customer(ca: Pebble, web: Port80) -> Customer:
+    return Customer(ca.directory, ca.ca_file, web.board)
+
+
+async def verify(issued: Issued, name: str, ca: Pebble) -> x509.Certificate:
+    """Check an issuance as a browser that trusts the CA's root would; the leaf."""
+    root = x509.load_pem_x509_certificate(await ca.root_pem())
+    leaf, *intermediates = x509.load_pem_x509_certificates(issued.chain_pem)
+    assert root not in intermediates
+    verifier = PolicyBuilder().store(Store([root])).build_server_verifier(x509.DNSName(name))
+    verifier.verify(leaf, intermediates)
+    key = load_pem_private_key(issued.key_pem, None).public_key()
+    as_der = partial(lambda k: k.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    assert as_der(key) == as_der(leaf.public_key())
+    return leaf
+
+
+@pytest.mark.parametrize("key_type", ["ecdsa-p256", "ecdsa-p384", "rsa-2048"])
+async def test_a_certificate_is_issued(customer: Customer, web: Port80, ca: Pebble, key_type: KeyType) -> None:
+    issued = await customer.obtain("cloud.test", key_type)
+    await verify(issued, "cloud.test", ca)
+    assert type_of(issued.key_pem) == key_type
+    assert {name for name, _ in web.asked} == {"cloud.test"}
+    assert customer.journal.kept is not None, "the caller has not stored the certificate yet"
+    assert any("terms of service" in line for line in customer.said)
+
+
+async def test_nothing_is_presented_before_the_journal_is_written_nor_after_the_end(
+    customer: Customer, web: Port80
+) -> None:
+    presented_before: list[object] = []
+    customer.journal.on_write = lambda: presented_before.extend(web.board._answers)
+    await customer.obtain()
+    assert presented_before == []
+    assert not web.board._answers
+
+
+async def test_the_next_certificate_has_a_new_key_and_the_same_account(customer: Customer, ca: Pebble) -> None:
+    first = await customer.obtain()
+    account = customer.accounts.only
+    customer.journal.clear()
+    customer.said.clear()
+    second = await customer.obtain()
+    assert first.key_pem != second.key_pem
+    assert customer.accounts.only == account
+    assert len(customer.accounts.history) == 2, "the key before registration, the address after"
+    assert not any("terms of service" in line for line in customer.said)
+
+
+async def test_names_that_were_validated_before_are_not_validated_again(web: Port80, tmp_path: Path) -> None:
+    async with running_pebble(tmp_path, http_port=web.port, env={"PEBBLE_AUTHZREUSE": "100"}) as ca:
+        customer = Customer(ca.directory, ca.ca_file, web.board)
+        await customer.obtain()
+        customer.journal.clear()
+        web.asked.clear()
+        await verify(await customer.obtain(), "cloud.test", ca)
+        assert web.asked == []
+
+
+async def test_refused_nonces_only_cost_time(web: Port80, tmp_path: Path) -> None:
+    async with running_pebble(tmp_path, http_port=web.port, nonce_reject=60) as ca:
+        customer = Customer(ca.directory, ca.ca_file, web.board)
+        for name in ("a.test", "b.test", "c.test"):
+            await verify(await customer.obtain(name), name, ca)
+            customer.journal.clear()
+
+
+async def test_several_orders_share_a_client_and_its_account(customer: Customer, web: Port80, ca: Pebble) -> None:
+    client = customer.client()
+    names = ["a.test", "b.test", "c.test"]
+    others = [Customer(ca.directory, ca.ca_file, web.board, accounts=customer.accounts) for _ in names]
+    async with trio.open_nursery() as nursery:
+        for name, other in zip(names, others, strict=True):
+            nursery.start_soon(partial(other.obtain, name, client=client))
+    assert len(customer.accounts.history) == 2, "one account was opened"
+    assert "There are now 2 accounts" not in ca.said()
+
+
+# ---- crashes ----------------------------------------------------------------------------------------------
+
+POINTS = ["journal", "is in place", "found the answer", "asking the CA to sign", "has signed", "returned"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_whoever_comes_after_a_crash_goes_on_with_the_same_order(
+    customer: Customer, web: Port80, ca: Pebble, point: str
+) -> None:
+    with trio.CancelScope() as scope:
+        if point == "journal":
+            customer.journal.on_write = scope.cancel
+        customer.on_report = lambda line: scope.cancel() if point in line else None
+        await customer.obtain()
+    assert scope.cancelled_caught == (point != "returned")
+    assert not web.board._answers
+
+    customer.journal.on_write = lambda: None
+    customer.on_report = lambda line: None
+    issued = await customer.obtain()
+    await verify(issued, "cloud.test", ca)
+    assert len(customer.journal.orders) == 1
+    assert issued.key_pem == customer.journal.history[0].key_pem
+    assert ca.said().count("Added order") == 1
+    assert "going on with the order begun before" in customer.said
+
+
+async def test_an_order_whose_validation_failed_meanwhile_is_made_anew(
+    customer: Customer, web: Port80, ca: Pebble
+) -> None:
+    with trio.CancelScope() as scope:
+        customer.on_report = lambda line: scope.cancel() if "is in place" in line else None
+        await customer.obtain()
+    customer.on_report = lambda line: None
+    # What a crash between the request and its answer leaves: the CA looks, and nobody is there.
+    client = customer.client()
+    await client.register(customer.report)
+    record = customer.journal.kept
+    assert record is not None
+    order, _ = await client.order(record.order_url)
+    authorization, _ = await client.authorization(order.authorizations[0])
+    challenge = authorization.challenge("http-01")
+    assert challenge is not None
+    await client.respond(challenge)
+    with trio.fail_after(10):
+        while order.status != "invalid":
+            order, _ = await client.order(record.order_url)
+    client.close()
+
+    await verify(await customer.obtain(), "cloud.test", ca)
+    assert len(customer.journal.orders) == 2
+
+
+async def test_an_order_with_another_type_of_key_is_not_gone_on_with(customer: Customer) -> None:
+    await customer.obtain(key_type="ecdsa-p256")
+    issued = await customer.obtain(key_type="ecdsa-p384")
+    assert type_of(issued.key_pem) == "ecdsa-p384"
+
+
+async def test_an_order_at_another_ca_is_not_gone_on_with(customer: Customer, web: Port80, tmp_path: Path) -> None:
+    await customer.obtain()
+    async with running_pebble(tmp_path / "other", http_port=web.port) as other:
+        customer.directory, customer.ca_file = other.directory, other.ca_file
+        await verify(await customer.obtain(), "cloud.test", other)
+        assert len(customer.accounts.kept) == 2
+
+
+# ---- accounts ---------------------------------------------------------------------------------------------
+
+
+async def test_a_ca_that_forgot_us_gets_a_new_account(customer: Customer, ca: Pebble) -> None:
+    await customer.obtain()
+    before = customer.accounts.only
+    customer.journal.clear()
+    await ca.restart()
+    await verify(await customer.obtain(), "cloud.test", ca)
+    assert customer.accounts.only.key_pem == before.key_pem
+    assert customer.accounts.only.url != before.url
+
+
+async def test_a_ca_that_forgot_us_while_we_run_gets_a_new_account(customer: Customer, ca: Pebble) -> None:
+    client = customer.client()
+    await customer.obtain(client=client)  # and the journal stays: its order is forgotten as well
+    await ca.restart()
+    await verify(await customer.obtain(client=client), "cloud.test", ca)
+    assert len(customer.journal.orders) == 2
+
+
+async def test_a_key_whose_registration_nobody_knows_the_outcome_of_finds_its_account(
+    customer: Customer, ca: Pebble
+) -> None:
+    await customer.obtain()
+    account = customer.accounts.only
+    customer.accounts.write(ca.directory, customer.accounts.history[0])
+    assert customer.accounts.only.url == ""
+    await customer.obtain()
+    assert customer.accounts.only == account
+
+
+@pytest.mark.parametrize("email", ["you@example.org", ""])
+async def test_a_changed_email_address_is_told_to_the_ca(customer: Customer, ca: Pebble, email: str) -> None:
+    await customer.obtain()
+    before = customer.accounts.only
+    assert await contact(customer) == ["mailto:me@example.org"]
+    customer.email = email
+    await customer.obtain()
+    assert await contact(customer) == ([f"mailto:{email}"] if email else [])
+    assert (customer.accounts.only.url, customer.accounts.only.contact) == (before.url, email)
+
+
+async def test_an_address_that_the_ca_refuses_does_not_keep_certificates_from_being_renewed(customer: Customer) -> None:
+    await customer.obtain()
+    customer.email = "no address"
+    customer.journal.clear()
+    await customer.obtain()
+    assert customer.accounts.only.contact == "me@example.org", "so that it is tried again"
+    assert any("email address" in line for line in customer.said)
+
+
+async def contact(customer: Customer) -> list[str]:
+    """What the CA holds to be the account's contact."""
+    client = customer.client()
+    await client.register(customer.report)
+    reply = await client._post(customer.accounts.only.url, b"", "")
+    client.close()
+    found: list[str] = json.loads(reply.body).get("contact") or []
+    return found
+
+
+# ---- failures ---------------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_answer_is_a_failed_validation(customer: Customer, web: Port80, ca: Pebble) -> None:
+    web.deaf = True
+    with pytest.raises(OrderFailed, match=r"no certificate for cloud\.test: something answered") as caught:
+        await customer.obtain()
+    assert caught.value.validation_failed
+    assert not caught.value.rate_limited
+    assert "404" in str(caught.value), "what the CA says is passed on"
+    assert customer.journal.kept is None
+    assert not web.board._answers
+    web.deaf = False
+    await verify(await customer.obtain(), "cloud.test", ca)
+
+
+async def test_a_closed_port_80_is_a_failed_validation_that_points_to_the_router(tmp_path: Path, web: Port80) -> None:
+    with socket.socket() as bound:  # and not listening: connections are refused
+        bound.bind(("127.0.0.1", 0))
+        async with running_pebble(tmp_path, http_port=bound.getsockname()[1]) as ca:
+            customer = Customer(ca.directory, ca.ca_file, web.board)
+            with pytest.raises(OrderFailed, match=r"router does not forward port 80") as caught:
+                await customer.obtain()
+    assert caught.value.validation_failed
+    assert "connection refused" in str(caught.value)
+
+
+async def test_a_name_that_does_not_resolve_is_a_failed_validation(customer: Customer, ca: Pebble) -> None:
+    await ca.dns.set_servfail("cloud.test")
+    with pytest.raises(OrderFailed, match=r"The CA says: .*cloud\.test") as caught:
+        await customer.obtain()
+    assert caught.value.validation_failed
+
+
+async def test_cancelling_is_prompt_and_takes_the_answer_down(web: Port80, tmp_path: Path) -> None:
+    slow = {"PEBBLE_VA_NOSLEEP": "0", "PEBBLE_VA_SLEEPTIME": "30"}
+    async with running_pebble(tmp_path, http_port=web.port, env=slow) as ca:
+        customer = Customer(ca.directory, ca.ca_file, web.board)
+        waiting = trio.Event()
+        customer.on_report = lambda line: waiting.set() if "is in place" in line else None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(customer.obtain)
+            await waiting.wait()
+            assert web.board._answers
+            with trio.fail_after(2):
+                nursery.cancel_scope.cancel()
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        assert not web.board._answers
