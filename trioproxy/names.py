@@ -6,6 +6,7 @@ name is, and everything that compares names compares what it returns.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 
@@ -17,6 +18,7 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
+@functools.lru_cache(maxsize=16_384)  # a proxy meets the same names again and again
 def normalise(text: str) -> str:
     """A host name in the form in which names are compared: lower case, no trailing dot, A-labels.
 

@@ -105,6 +105,8 @@ class ClientHelloReader:
             MalformedHello: it breaks the grammar, or is larger than `MAX_HELLO`.
             BadServerName: it has no usable host name where it should have one.
         """
+        if not self._taken and (message := _whole_message(data)) is not None:
+            return _parse(message, _RECORD_HEADER + len(message))
         view = memoryview(data)
         at = 0
         while at < len(view):
@@ -160,6 +162,20 @@ class ClientHelloReader:
     def _check_size(self) -> None:
         if self._taken + self.missing > MAX_HELLO:
             raise MalformedHello(f"a ClientHello of more than {MAX_HELLO} bytes")
+
+
+def _whole_message(data: bytes | memoryview) -> bytes | None:
+    """The ClientHello when `data` begins with a record that holds it and nothing else, as nearly all do; else None."""
+    if len(data) < _RECORD_HEADER + _MESSAGE_HEADER or data[0] != _HANDSHAKE_RECORD or data[1] != 3:
+        return None
+    length = data[3] << 8 | data[4]
+    message = bytes(data[_RECORD_HEADER : _RECORD_HEADER + length])
+    whole = (
+        _MESSAGE_HEADER <= len(message) == length <= MAX_RECORD
+        and message[0] == _CLIENT_HELLO
+        and int.from_bytes(message[1:_MESSAGE_HEADER], "big") == length - _MESSAGE_HEADER
+    )
+    return message if whole else None
 
 
 def _parse(message: bytes, size: int) -> ClientHello:
