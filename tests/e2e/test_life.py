@@ -21,8 +21,6 @@ pytestmark = needs(*PROGRAMS)
 NO_AUTHORITY = 500
 """At this offset no Pebble runs, unless a test starts one."""
 
-OTHER_AUTHORITY = 600
-
 
 def internal(stage: Scene) -> str:
     """The spare site, with a certificate that needs nobody."""
@@ -70,14 +68,23 @@ def test_a_site_is_served_by_the_internal_ca_until_its_certificate_is_there(stag
         assert client.certificate(SPARE) == own, "it was kept, and is there at the start with no CA in reach"
 
 
+def test_a_certificate_can_be_had_without_a_server(stage: Scene, proxy: Trioproxy) -> None:
+    proxy.configure(by_acme(stage))
+    with stage.second_authority(NO_AUTHORITY) as authority:
+        renewed = proxy.run("certs", "renew", SPARE)
+        assert renewed.returncode == 0, (renewed.stdout + renewed.stderr).decode()
+    client = Client(stage.host("client"), stage.host("spare"), authority.root)
+    with proxy.serving():
+        assert client.get("https", SPARE, "/").status == 200
+
+
 def test_beside_a_catch_all_a_site_waits_for_its_certificate(stage: Scene, proxy: Trioproxy) -> None:
-    proxy = stage.spare(proxy.config.parent, OTHER_AUTHORITY)
     proxy.configure(by_acme(stage) + catch_all(stage))
     client = stage.spare_client
     old = stage.client.certificate("pbx.myname.com")
     with proxy.serving():
         assert client.certificate(SPARE) == old
-        with stage.second_authority(OTHER_AUTHORITY):
+        with stage.second_authority(NO_AUTHORITY):
             renewed = proxy.run("certs", "renew", SPARE)
             assert renewed.returncode == 0, (renewed.stdout + renewed.stderr).decode()
         assert "Pebble" in issuer(client, SPARE)
