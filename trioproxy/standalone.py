@@ -1,4 +1,4 @@
-"""Renewing without a running server: the parts of one that an order needs, for as long as it takes."""
+"""Certificates without a running server: the parts of one that a command needs, for as long as it takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import InternalCA
 from trioproxy.certs.manager import Manager
-from trioproxy.certs.status import Outcome
+from trioproxy.certs.status import CertificateStatus, Outcome
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Config
@@ -31,14 +31,29 @@ async def renew(config: Config, names: Sequence[str], force: bool, report: Repor
         ListenError: port 80 is not to be had; the message says who holds it.
         ControlError: a name that is none of the configuration's.
     """
-    store = Store(config.storage)
-    source = ContextSource(store, InternalCA(store))
-    snapshot = Snapshot(config, RouteTable.of(config), Contexts(source.context_for), source.awaiting(config))
-    cell, board, reaper = Cell(snapshot), ChallengeBoard(), Reaper()
-    manager = Manager(cell, board, store, source, lambda settings: acme_client(settings, store, reaper))
-    async with _port_80(config, cell, board, reaper):
-        await manager.look()
-        return await manager.renew(names, force, report)
+    parts = _Parts(config)
+    parts.manager.named(names)  # a wrong name is told before anybody looks for port 80
+    async with _port_80(config, parts.cell, parts.board, parts.reaper):
+        return await parts.manager.renew(names, force, report)
+
+
+async def listing(config: Config) -> list[CertificateStatus]:
+    """What `Manager.listing` tells, read from the store and from the users' files; nothing is made there."""
+    manager = _Parts(config).manager
+    await manager.look()
+    return manager.listing()
+
+
+class _Parts:
+    def __init__(self, config: Config) -> None:
+        store = Store(config.storage)
+        source = ContextSource(store, InternalCA(store))
+        self.board = ChallengeBoard()
+        self.reaper = Reaper()
+        self.cell = Cell(Snapshot(config, RouteTable.of(config), Contexts(source.context_for), source.awaiting(config)))
+        self.manager = Manager(
+            self.cell, self.board, store, source, lambda settings: acme_client(settings, store, self.reaper)
+        )
 
 
 @asynccontextmanager

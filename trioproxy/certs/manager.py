@@ -138,7 +138,6 @@ class Manager:
 
     async def _make_ready(self) -> None:
         """Do at the start and after a reload what should not wait until somebody calls."""
-        await trio.lowlevel.checkpoint()
         snapshot = self._cell.current
         sites = snapshot.config.sites
         if snapshot.awaiting or any(site.tls == "internal" for site in sites.values()):
@@ -230,16 +229,15 @@ class Manager:
         Raises:
             ControlError: a name is none of a site with a certificate that is ours to renew. Nothing was done then.
         """
+        wanted = self.named(names)
         await self.look()
-        now = self._clock()
-        wanted = list(dict.fromkeys(self._wanted(name) for name in names))
         if not names:
+            now = self._clock()
             wanted = [name for name, known in self._work.known.items() if force or known.renews <= now]
         outcomes: dict[str, Outcome] = {}
 
         async def one(name: str) -> None:
-            outcome = outcomes[name] = await self._wish(name, force, lambda line: report(f"{name}: {line}"))
-            report(f"{name}: {outcome.result}: {outcome.detail}")
+            outcomes[name] = await self._wish(name, force, lambda line: report(f"{name}: {line}"))
 
         async with trio.open_nursery() as nursery:
             for name in wanted:
@@ -249,7 +247,6 @@ class Manager:
     async def _wish(self, name: str, force: bool, report: Report) -> Outcome:
         site = self._config.sites.get(name)
         if site is not None and site.tls == "internal":
-            await trio.lowlevel.checkpoint()
             self._publish_internal(site)
             return Outcome(name, "renewed", "a new certificate of the internal CA")
         while True:
@@ -268,7 +265,15 @@ class Manager:
             if job.outcome is not None:
                 return job.outcome
 
-    def _wanted(self, text: str) -> str:
+    def named(self, names: Sequence[str]) -> list[str]:
+        """The sites that a person calls `names`, each once.
+
+        Raises:
+            ControlError: a name is none of a site with a certificate that is ours to renew.
+        """
+        return list(dict.fromkeys(map(self._named, names)))
+
+    def _named(self, text: str) -> str:
         config = self._config
         try:
             name = text if text in config.sites else normalise(text)

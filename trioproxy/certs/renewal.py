@@ -146,7 +146,7 @@ class Renewals:
             async with self._store.lock(name):
                 known, now = self.look_at(site), self._clock()
                 if known.leaf is not None and (known.leaf != before or (known.renews > now and not force)):
-                    return await self._adopt(site, known.leaf)
+                    return self._adopt(site, known.leaf)
                 trouble = known.trouble
                 if trouble is not None and trouble.holds(now) and not force and (trouble.rate_limited or not wished):
                     again = time_of_day(trouble.next_attempt, now)
@@ -160,14 +160,14 @@ class Renewals:
 
     # ---- inside -------------------------------------------------------------------------------------
 
-    async def _adopt(self, site: Site, leaf: Leaf) -> Outcome:
+    def _adopt(self, site: Site, leaf: Leaf) -> Outcome:
         """Serve the certificate that the store has: it is good, and another process may have brought it."""
         served, awaited = self._source.served.get(site.name), site.name in self._cell.current.awaiting
         if awaited or (served is not None and served.leaf != leaf):
             bundle = self._store.load(site.name)
             if bundle is not None:
                 self._publish(site, bundle)
-        await self._all_is_well(site.name)
+        self._all_is_well(site.name)
         return Outcome(site.name, "kept", self._dates(leaf))
 
     async def _renew(self, site: Site, known: Known, report: Report) -> Outcome:
@@ -186,7 +186,7 @@ class Renewals:
             wrong = "the new certificate is due for renewal from the start: is this machine's clock right?"
             await self.failed(name, CertificateError(wrong))
         else:
-            await self._all_is_well(name)
+            self._all_is_well(name)
         return Outcome(name, "renewed", self._dates(leaf))
 
     async def _obtain(self, site: Site, report: Report) -> Bundle:
@@ -217,10 +217,9 @@ class Renewals:
 
     # ---- what went well, what went wrong ------------------------------------------------------------
 
-    async def _all_is_well(self, name: str) -> None:
+    def _all_is_well(self, name: str) -> None:
         """Forget what went wrong before. The certificate is in its place, so nothing here may call that a failure."""
         self.known[name] = attrs.evolve(self.known[name], trouble=None)
-        await trio.lowlevel.checkpoint()
         try:
             self._store.journal(name).clear()
             self._store.forget_trouble(name)
@@ -229,7 +228,6 @@ class Renewals:
 
     async def failed(self, name: str, exc: TrioproxyError) -> Outcome:
         """Say what went wrong with `name`, and keep on disk when it is tried again."""
-        await trio.lowlevel.checkpoint()
         now = self._clock()
         known = self.known.get(name) or Known()
         if known.leaf is not None and known.renews > now:
