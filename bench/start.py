@@ -111,7 +111,7 @@ def table(size: int) -> RouteTable:
     """A table of so many names, one in ten of them a wildcard."""
     backend, plain = HostPort("10.1.2.3", 443), HostPort("10.1.2.3", 80)
     names = [f"*.w{n}.example.com" if n % 10 == 0 else f"n{n}.example.com" for n in range(size)]
-    return RouteTable({name: Passthrough(name, backend, "challenges", plain) for name in names}, None)
+    return RouteTable({name: Passthrough(name, (backend,), "challenges", plain) for name in names}, None)
 
 
 def questions(size: int) -> list[str]:

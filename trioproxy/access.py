@@ -59,12 +59,16 @@ class Access:
             return True
         address = parse(host)
         lan = self.allow_lan or self.deny_lan
-        near = lan and (_within(address, PRIVATE) or _within(address, on_link))
-        if (self.deny_lan and near) or _within(address, self.deny):
+        near = lan and (within(address, PRIVATE) or within(address, on_link))
+        if (self.deny_lan and near) or within(address, self.deny):
             return False
         if not self.allow and not self.allow_lan:
             return True
-        return (self.allow_lan and near) or _within(address, self.allow)
+        return (self.allow_lan and near) or within(address, self.allow)
+
+
+EVERYONE = Access()
+"""The rule of an entry that has none."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,5 +78,6 @@ def parse(host: str) -> Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _within(address: Address, networks: Sequence[Network]) -> bool:
+def within(address: Address, networks: Sequence[Network]) -> bool:
+    """Whether any of `networks` holds `address`."""
     return any(address in network for network in networks)

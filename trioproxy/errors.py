@@ -99,6 +99,12 @@ class MissingServerName(HelloError):
     alert = 109  # missing_extension: RFC 8446 section 9.2 asks for this one
 
 
+class AccessDenied(HelloError):
+    """A client that the entry's `allow` and `deny` keep out."""
+
+    alert = 49  # access_denied
+
+
 class HelloTimeout(HelloError):
     """The ClientHello was not complete within `timeouts.hello`."""
 
@@ -140,6 +146,10 @@ class StreamTimeout(StreamError):
 
 class StreamInterrupted(StreamError):
     """Somebody of ours asked the stream to stop waiting: the server is draining."""
+
+
+class ConnectionShed(StreamInterrupted):
+    """It was idle, and had to make room for another connection."""
 
 
 class ListenError(TrioproxyError):

@@ -20,7 +20,7 @@ ENTRIES = """
 [passthrough]
 "pbx.myname.com" = "10.1.2.3"
 "fax.myname.com" = { to = "10.1.2.4:8443", http = "all", http_to = "[2001:db8::1]:81" }
-"old.myname.com" = { to = "10.1.2.5", http = "off" }
+"old.myname.com" = { to = ["10.1.2.5", "10.1.2.6:8443"], http = "off" }
 
 [acme]
 email = "me@myname.com"
@@ -70,6 +70,7 @@ def test_the_table_of_names(check: Check) -> None:
         "-> [2001:db8::1]:81",
         "old.myname.com     passthrough               10.1.2.5:443                          the backend's own          "
         "404",
+        "                                             10.1.2.6:8443",
         "home.myname.com    site                      / -> http://10.2.3.5:8123             Let's Encrypt, ecdsa-p384  "
         "redirect to https",
         "                                             /x/x -> http://10.2.3.7/x/x",

@@ -13,8 +13,9 @@ SITE = '[sites]\n"a.myname.com" = "http://10.2.3.4"\n'
 INTERNAL = '[sites."a.myname.com"]\n"/" = "http://10.2.3.4"\ntls = "internal"\n'
 EMAIL = '[acme]\nemail = "me@myname.com"\n'
 BAN = (
-    "the backend of a passthrough entry sees this machine's address as that of every client. If it runs fail2ban or "
-    "the like, that would ban this machine and with it everybody: tell it to ignore this machine's address"
+    'with client_ip = "none" the backend sees this machine\'s address as that of every client. If it runs fail2ban or '
+    "the like, that would ban this machine and with it everybody: set client_ip to a form that the backend "
+    "understands, or tell it to ignore this machine's address"
 )
 NO_ISSUE = 'no public CA issues certificates for such names: set tls = "internal"'
 
@@ -39,6 +40,11 @@ def test_there_may_be_nothing_to_say(text: str) -> None:
 
 def test_a_backend_that_would_ban_the_proxy() -> None:
     assert advice('[passthrough]\n"pbx.myname.com" = "10.1.2.3"') == [f"pbx.myname.com: {BAN}"]
+
+
+@pytest.mark.parametrize("form", ["proxy-v1", "proxy-v2"])
+def test_a_backend_that_is_told_the_client_s_address(form: str) -> None:
+    assert advice(f'[passthrough."pbx.myname.com"]\nto = "10.1.2.3"\nclient_ip = "{form}"') == []
 
 
 def test_many_names_are_counted_and_not_called() -> None:
@@ -91,6 +97,16 @@ def test_many_names_are_counted_and_not_called() -> None:
             '[listen]\nhttps = ["0.0.0.0:8443"]\n' + INTERNAL,
             "redirects lead to port 443, and no listener has it: let the router send it to port 8443 here, or set "
             "[listen] public_https_port",
+        ),
+        (
+            '[listen]\nproxy_protocol_from = ["10.0.0.1", "::/0"]\n' + INTERNAL,
+            "listen.proxy_protocol_from names every address there is, so any client may claim any address: name your "
+            "proxies",
+        ),
+        (
+            '[listen]\ntrusted_proxies = ["0.0.0.0/0"]\n' + INTERNAL,
+            "listen.trusted_proxies names every address there is, so any client may claim any address: name your "
+            "proxies",
         ),
         (
             '[timeouts]\nhello = "off"\n' + INTERNAL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from trioproxy.access import Access
 from trioproxy.config.entries import PASSTHROUGH, SITE
 from trioproxy.config.load import SECTIONS, load, parse
 from trioproxy.config.model import (
@@ -36,6 +38,10 @@ def configuration(text: str) -> Config:
     return parse(text, FOLDER / "config.toml", {}, 0)
 
 
+def networks(*texts: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
 SCENE = """
 [acme]
 email = "me@myname.com"
@@ -59,6 +65,8 @@ def test_the_scene_in_seven_lines_and_every_default() -> None:
             http_written=False,
             public_https_port=443,
             no_sni="",
+            proxy_protocol_from=(),
+            trusted_proxies=(),
         ),
         acme=Acme(
             email="me@myname.com",
@@ -68,7 +76,12 @@ def test_the_scene_in_seven_lines_and_every_default() -> None:
         ),
         passthrough={
             "pbx.myname.com": Passthrough(
-                "pbx.myname.com", HostPort("10.1.2.3", 443), "challenges", HostPort("10.1.2.3", 80)
+                "pbx.myname.com",
+                (HostPort("10.1.2.3", 443),),
+                "challenges",
+                HostPort("10.1.2.3", 80),
+                client_ip="none",
+                access=Access(),
             )
         },
         sites={
@@ -86,7 +99,7 @@ def test_the_scene_in_seven_lines_and_every_default() -> None:
             ),
         },
         timeouts=Timeouts(hello=5, header=10, connect=5, response=300, idle=75, tunnel=3600, drain=30),
-        limits=Limits(header_size=32768, header_fields=100),
+        limits=Limits(header_size=32768, header_fields=100, connections=10_000, connections_per_ip=1000),
         storage=Path("/var/lib/trioproxy"),
         control_socket=Path("/var/lib/trioproxy/control.sock"),
         log_level="info",
@@ -99,6 +112,8 @@ https = ["127.0.0.1:8443", "[::1]:8443"]
 http = []
 public_https_port = 8443
 no_sni = "Cloud.myname.com."
+proxy_protocol_from = ["10.0.0.1", "2001:db8:1::/64"]
+trusted_proxies = ["127.0.0.0/8"]
 
 [acme]
 email = "me@MyName.com"
@@ -107,9 +122,12 @@ ca_file = "ca.pem"
 key_type = "rsa-2048"
 
 [passthrough."pbx.myname.com"]
-to = "[2001:db8::1]:8443"
+to = ["[2001:db8::1]:8443", "pbx2.lan"]
+client_ip = "proxy-v2"
 http = "all"
 http_to = "pbx.lan"
+allow = ["lan", "192.0.2.0/24"]
+deny = ["192.0.2.66"]
 
 [passthrough."*"]
 to = "127.0.0.1:1443"
@@ -122,6 +140,8 @@ aliases = ["files.myname.com", "*.Files.myname.com"]
 tls = { certificate = "tls/cloud.pem", key = "/etc/ssl/cloud.key" }
 key_type = "ecdsa-p384"
 http = "serve"
+allow = ["2001:db8::/32"]
+deny = ["lan"]
 
 [sites."*.apps.myname.com"]
 "/" = "http://10.2.3.8"
@@ -140,6 +160,8 @@ drain = "1d"
 [limits]
 header_size = "64KiB"
 header_fields = 200
+connections = 20000
+connections_per_ip = 50
 
 [storage]
 path = "store"
@@ -155,11 +177,27 @@ level = "debug"
 def test_every_key() -> None:
     config = configuration(EVERY_KEY)
     addresses = (HostPort("127.0.0.1", 8443), HostPort("::1", 8443))
-    assert config.listen == Listen(addresses, (), True, True, 8443, "cloud.myname.com")
+    assert config.listen == Listen(
+        addresses,
+        (),
+        True,
+        True,
+        8443,
+        "cloud.myname.com",
+        proxy_protocol_from=networks("10.0.0.1/32", "2001:db8:1::/64"),
+        trusted_proxies=networks("127.0.0.0/8"),
+    )
     assert config.acme == Acme("me@myname.com", "https://ca.lan:14000/dir", FOLDER / "ca.pem", "rsa-2048")
     assert config.passthrough == {
-        "pbx.myname.com": Passthrough("pbx.myname.com", HostPort("2001:db8::1", 8443), "all", HostPort("pbx.lan", 80)),
-        "*": Passthrough("*", HostPort("127.0.0.1", 1443), "off", HostPort("127.0.0.1", 80)),
+        "pbx.myname.com": Passthrough(
+            "pbx.myname.com",
+            (HostPort("2001:db8::1", 8443), HostPort("pbx2.lan", 443)),
+            "all",
+            HostPort("pbx.lan", 80),
+            "proxy-v2",
+            Access(allow=networks("192.0.2.0/24"), deny=networks("192.0.2.66/32"), allow_lan=True),
+        ),
+        "*": Passthrough("*", (HostPort("127.0.0.1", 1443),), "off", HostPort("127.0.0.1", 80)),
     }
     cloud = Site(
         "cloud.myname.com",
@@ -170,6 +208,7 @@ def test_every_key() -> None:
         CertificateFiles(FOLDER / "tls/cloud.pem", Path("/etc/ssl/cloud.key")),
         "ecdsa-p384",
         "serve",
+        access=Access(allow=networks("2001:db8::/32"), deny_lan=True),
     )
     assert config.sites == {
         "cloud.myname.com": cloud,
@@ -180,10 +219,20 @@ def test_every_key() -> None:
         ),
     }
     assert config.timeouts == Timeouts(1, 2, 0.5, 5400, 120, math.inf, 86400)
-    assert config.limits == Limits(65536, 200)
+    assert config.limits == Limits(65536, 200, 20_000, 50)
     assert config.storage == FOLDER / "store"
     assert config.control_socket == Path("/run/trioproxy.sock")
     assert config.log_level == "debug"
+
+
+def test_port_80_goes_to_the_first_of_several_addresses_by_default() -> None:
+    [entry] = configuration('[passthrough]\n"a.b" = { to = ["10.1.2.3:8443", "10.1.2.4"] }').passthrough.values()
+    assert entry.http_to == HostPort("10.1.2.3", 80)
+
+
+def test_an_empty_list_of_who_may_connect_is_everyone() -> None:
+    text = '[passthrough]\n"a.b" = { to = "10.1.2.3", allow = [], deny = [] }'
+    assert configuration(text).passthrough["a.b"].access.open
 
 
 def test_an_empty_text_is_as_good_as_none_where_that_is_the_default() -> None:
@@ -245,7 +294,7 @@ def test_the_configuration_of_this_repository() -> None:
     assert set(config.passthrough) == {"pbx.localhost"}
     assert config.sites["cloud.localhost"].tls == "internal"
     ports = [address.port for address in (*config.listen.https, *config.listen.http)]
-    backends = [entry.to.port for entry in config.passthrough.values()]
+    backends = [address.port for entry in config.passthrough.values() for address in entry.to]
     backends += [entry.http_to.port for entry in config.passthrough.values()]
     backends += [route.to.port for site in config.sites.values() for route in site.routes]
     assert len({*ports, *backends}) == len(ports) + len(backends)

@@ -224,6 +224,47 @@ def test_what_is_said_of_a_wrong_listener(text: str, said: str) -> None:
     assert problem(values.listen_address, text) == said
 
 
+NO_NETWORK = 'write one such as "192.168.1.0/24" or "2001:db8::/32", or a single address'
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("192.168.1.0/24", "192.168.1.0/24"),
+        ("192.168.1.7", "192.168.1.7/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("2001:DB8::/32", "2001:db8::/32"),
+        ("::1", "::1/128"),
+    ],
+)
+def test_networks(text: str, network: str) -> None:
+    assert str(values.network(text)) == str(values.network_or_lan(text)) == network
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", f'"" is no network: {NO_NETWORK}'),
+        ("lan", f'"lan" is no network: {NO_NETWORK}'),
+        ("10.0.0.0/33", f'"10.0.0.0/33" is no network: {NO_NETWORK}'),
+        ("10.0.0", f'"10.0.0" is no network: {NO_NETWORK}'),
+        ("fe80::%eth0/64", f'"fe80::%eth0/64" is no network: {NO_NETWORK}'),
+        (
+            "192.168.1.7/24",
+            '"192.168.1.7/24" is an address with the size of a network: write "192.168.1.0/24" for the network or '
+            '"192.168.1.7" for the one address',
+        ),
+        ("::ffff:10.0.0.0/104", '"::ffff:10.0.0.0/104" is IPv4 inside IPv6: write "10.0.0.0/8"'),
+    ],
+)
+def test_what_is_said_of_a_wrong_network(text: str, said: str) -> None:
+    assert problem(values.network, text) == said
+
+
+def test_lan_is_a_word_for_who_may_connect_and_no_network() -> None:
+    assert values.network_or_lan("lan") == values.LAN
+
+
 # ---- URLs and the like --------------------------------------------------------------------------------
 
 

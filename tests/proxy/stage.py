@@ -64,7 +64,7 @@ def site(name: str, port: int, **changes: Any) -> Site:
 def passthrough(name: str, port: int, **changes: Any) -> Passthrough:
     """A passthrough name whose backend is on this machine."""
     there = HostPort(LOOPBACK, port)
-    return attrs.evolve(Passthrough(name, there, "challenges", there), **changes)
+    return attrs.evolve(Passthrough(name, (there,), "challenges", there), **changes)
 
 
 def make_config(*entries: Site | Passthrough, timeouts: Timeouts | None = None, no_sni: str = "") -> Config:

@@ -96,7 +96,8 @@ def _passthrough_row(entry: Passthrough) -> Row:
         "all": f"-> {entry.http_to}",
         "off": "404",
     }[entry.http]
-    return Row(entry.name, "passthrough", (Way("", str(entry.to)),), "the backend's own", http)
+    ways = tuple(Way("", str(address)) for address in entry.to)
+    return Row(entry.name, "passthrough", ways, "the backend's own", http)
 
 
 def _site_row(config: Config, site: Site) -> Row:

@@ -60,8 +60,8 @@ def _backends(config: Config) -> Iterator[tuple[str, HostPort, ssl.SSLContext | 
     """Every backend on this machine that the configuration names: what it calls itself, where, and its TLS."""
     for entry in config.passthrough.values():
         # Its own authority, which trioproxy knows nothing of, as a PBX that looks after its certificate itself has.
-        own_ca = InternalCA(Store(config.storage / f"backend-{entry.to.port}"))
-        yield entry.name, entry.to, server_context(own_ca.issue(entry.name))
+        own_ca = InternalCA(Store(config.storage / f"backend-{entry.to[0].port}"))
+        yield entry.name, entry.to[0], server_context(own_ca.issue(entry.name))
         yield f"{entry.name} (port 80)", entry.http_to, None
     for site in config.sites.values():
         for route in site.routes:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from trioproxy.config.entries import leads_back
-from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, Config, HostPort
+from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, Config, HostPort, Listen
 
 # RFC 6761, 6762, 7686, 8375, 9476 and the root zone's reservation of .internal: no public CA issues for these.
 PRIVATE = ("localhost", "local", "test", "invalid", "example", "internal", "home.arpa", "alt", "onion", "lan", "home")
@@ -17,16 +17,23 @@ NAMED = 3
 
 def warnings(config: Config) -> list[str]:
     """Sentences for a person, each about one thing and what to do; empty when there is nothing to say."""
-    return [*_passthrough(config), *_certificates(config), *_ports(config), *_timeouts(config)]
+    return [
+        *_passthrough(config),
+        *_certificates(config),
+        *_ports(config),
+        *_believed(config.listen),
+        *_timeouts(config),
+    ]
 
 
 def _passthrough(config: Config) -> Iterator[str]:
     entries = config.passthrough.values()
-    if entries:
+    untold = [entry.name for entry in entries if entry.client_ip == "none"]
+    if untold:
         yield (
-            f"{_names(entry.name for entry in entries)}: the backend of a passthrough entry sees this machine's "
-            "address as that of every client. If it runs fail2ban or the like, that would ban this machine and with "
-            "it everybody: tell it to ignore this machine's address"
+            f'{_names(untold)}: with client_ip = "none" the backend sees this machine\'s address as that of every '
+            "client. If it runs fail2ban or the like, that would ban this machine and with it everybody: set client_ip "
+            "to a form that the backend understands, or tell it to ignore this machine's address"
         )
     off = [entry.name for entry in entries if entry.http == "off"]
     if off:
@@ -79,6 +86,12 @@ def _ports(config: Config) -> Iterator[str]:
             f"redirects lead to port {port}, and no listener has it: let the router send it to port "
             f"{' or '.join(https)} here, or set [listen] public_https_port"
         )
+
+
+def _believed(listen: Listen) -> Iterator[str]:
+    for key in ("proxy_protocol_from", "trusted_proxies"):
+        if any(network.prefixlen == 0 for network in getattr(listen, key)):
+            yield f"listen.{key} names every address there is, so any client may claim any address: name your proxies"
 
 
 def _ports_of(addresses: Iterable[HostPort]) -> list[str]:

@@ -13,16 +13,19 @@ from typing import Any
 
 import attrs
 
+from trioproxy.access import Access
 from trioproxy.config.lines import Place, dotted_key, header
 from trioproxy.config.model import CertificateFiles, HostPort, KeyType, Listen, Passthrough, Route, Site, Target
 from trioproxy.config.reading import Key, Keys, Reading
 from trioproxy.config.values import (
+    LAN,
     Wrong,
     address,
     entry_name,
     file_path,
     is_loopback,
     near,
+    network_or_lan,
     one_of,
     quoted,
     route_prefix,
@@ -41,10 +44,14 @@ def _tls(value: object) -> str:
     return word
 
 
+WHO: Keys = {"allow": Key(network_or_lan, many=True), "deny": Key(network_or_lan, many=True)}
+
 PASSTHROUGH: Keys = {
-    "to": Key(address(443)),
+    "to": Key(address(443), many=True, lone=True),
+    "client_ip": Key(one_of("none", "proxy-v1", "proxy-v2", "transparent")),
     "http": Key(one_of("challenges", "all", "off")),
     "http_to": Key(address(80), empty=True),
+    **WHO,
 }
 
 SITE: Keys = {
@@ -52,11 +59,23 @@ SITE: Keys = {
     "tls": Key(_tls),
     "key_type": Key(one_of(*KEY_TYPES)),
     "http": Key(one_of("redirect", "serve", "off")),
+    **WHO,
 }
 
 ROUTE: Keys = {"to": Key(target)}
 
 FILES: Keys = {"certificate": Key(file_path), "key": Key(file_path)}
+
+
+def _access(options: dict[str, Any]) -> Access:
+    """Who may connect, taken out of an entry's options."""
+    allow, deny = options.pop("allow", ()), options.pop("deny", ())
+    return Access(
+        allow=tuple(item for item in allow if item != LAN),
+        deny=tuple(item for item in deny if item != LAN),
+        allow_lan=LAN in allow,
+        deny_lan=LAN in deny,
+    )
 
 
 def leads_back(listen: Listen, host: str, port: int) -> bool:
@@ -195,17 +214,21 @@ class Entries:
             found = self._reading.table(place, options, PASSTHROUGH)
         elif isinstance(value, str):
             to = self._reading.value(place, address(443), value)
-            found = {} if to is None else {"to": to}
+            found = {} if to is None else {"to": (to,)}
         else:
             self._reading.wrong(place, 'write where it goes: "10.1.2.3", or a table with `to`')
             found = {}
         if "to" not in found:
             return None
-        for key in ("to", "http_to"):
-            if key in found:
-                self._refuse_loop((*place, key), found[key])
-        http_to = found.get("http_to", HostPort(found["to"].host, 80))
-        return Passthrough(name, found["to"], found.get("http", "challenges"), http_to)
+        if not found["to"]:
+            self._reading.wrong((*place, "to"), 'write at least one address, such as "10.1.2.3"')
+            return None
+        for index, address_ in enumerate(found["to"]):
+            self._refuse_loop((*place, "to", index), address_)
+        if "http_to" in found:
+            self._refuse_loop((*place, "http_to"), found["http_to"])
+        defaults = {"http": "challenges", "http_to": HostPort(found["to"][0].host, 80)}
+        return Passthrough(name, access=_access(found), **{**defaults, **found})
 
     def _refuse_loop(self, place: Place, to: HostPort | Target) -> None:
         if leads_back(self._listen, to.host, to.port):
@@ -226,6 +249,7 @@ class Entries:
         else:
             self._reading.wrong(place, 'write where it goes: "http://10.2.3.4", or a table of routes')
         aliases = options.pop("aliases", ())
+        options["access"] = _access(options)
         if options.get("tls", "acme") == "acme":
             self._refuse_wildcards(place, name, aliases)
         if len(self._reading.mistakes) > before:

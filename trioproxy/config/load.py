@@ -24,6 +24,7 @@ from trioproxy.config.values import (
     integer,
     listen_address,
     near,
+    network,
     one_of,
     quoted,
     size,
@@ -36,6 +37,8 @@ SECTIONS: dict[str, Keys] = {
         "http": Key(listen_address, many=True),
         "public_https_port": Key(integer(1, 65535)),
         "no_sni": Key(entry_name, empty=True),
+        "proxy_protocol_from": Key(network, many=True),
+        "trusted_proxies": Key(network, many=True),
     },
     "acme": {
         "email": Key(email, empty=True),
@@ -47,6 +50,8 @@ SECTIONS: dict[str, Keys] = {
     "limits": {
         "header_size": Key(size(1024, 1024**2)),
         "header_fields": Key(integer(10, 10_000)),
+        "connections": Key(integer(1, 1_000_000)),
+        "connections_per_ip": Key(integer(1, 1_000_000)),
     },
     "storage": {"path": Key(file_path, empty=True)},
     "control": {"socket": Key(file_path, empty=True)},

@@ -12,6 +12,8 @@ from typing import Literal
 
 import attrs
 
+from trioproxy.access import EVERYONE, Access, Network
+
 CATCH_ALL = "*"
 """The entry for every name that is configured nowhere."""
 
@@ -19,6 +21,9 @@ LETSENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 ZEROSSL = "https://acme.zerossl.com/v2/DV90"
 
 KeyType = Literal["ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-4096"]
+
+ClientIP = Literal["none", "proxy-v1", "proxy-v2", "transparent"]
+"""How the backend of a passthrough name learns the client's address."""
 
 
 @attrs.frozen
@@ -41,6 +46,10 @@ class Listen:
     """`[listen]`. A `*_written` flag tells listeners that the user wrote from the defaults.
 
     A default whose address family the kernel lacks is skipped, one that was written is an error.
+
+    Attributes:
+        proxy_protocol_from: Networks whose connections must begin with a PROXY header.
+        trusted_proxies: Networks whose forwarding fields are extended and not replaced.
     """
 
     https: tuple[HostPort, ...] = DEFAULT_HTTPS
@@ -49,6 +58,8 @@ class Listen:
     http_written: bool = False
     public_https_port: int = 443
     no_sni: str = ""
+    proxy_protocol_from: tuple[Network, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 @attrs.frozen
@@ -67,15 +78,19 @@ class Passthrough:
 
     Attributes:
         name: A host name, `*.suffix`, or `*`.
-        to: Where its TLS goes.
+        to: Where its TLS goes: the first that can be reached, in this order; at least one.
         http: What port 80 does with it.
         http_to: Where port 80 sends what it forwards.
+        client_ip: How `to` learns the client's address.
+        access: Who may connect.
     """
 
     name: str
-    to: HostPort
+    to: tuple[HostPort, ...]
     http: Literal["challenges", "all", "off"]
     http_to: HostPort
+    client_ip: ClientIP = "none"
+    access: Access = EVERYONE
 
 
 @attrs.frozen
@@ -118,6 +133,7 @@ class Site:
         routes: Longest prefix first.
         tls: Where its certificate comes from.
         http: What port 80 does with it.
+        access: Who may connect.
     """
 
     name: str
@@ -126,6 +142,7 @@ class Site:
     key_type: KeyType = "ecdsa-p256"
     http: Literal["redirect", "serve", "off"] = "redirect"
     alias_of: str = ""
+    access: Access = EVERYONE
 
 
 @attrs.frozen
@@ -143,10 +160,19 @@ class Timeouts:
 
 @attrs.frozen
 class Limits:
-    """`[limits]` on a request's head: bytes of all of it, and fields."""
+    """`[limits]`.
+
+    Attributes:
+        header_size: Bytes of a request's whole head.
+        header_fields: Fields in it.
+        connections: Clients' connections at once.
+        connections_per_ip: Those of one address.
+    """
 
     header_size: int = 32 * 1024
     header_fields: int = 100
+    connections: int = 10_000
+    connections_per_ip: int = 1000
 
 
 @attrs.frozen

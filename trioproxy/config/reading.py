@@ -21,11 +21,13 @@ class Key:
     Attributes:
         read: Reads its value.
         many: The value is a list, and `read` reads one item.
+        lone: One item may stand there without its list.
         empty: `""` means the same as leaving the key out.
     """
 
     read: Reader
     many: bool = False
+    lone: bool = False
     empty: bool = False
 
 
@@ -86,7 +88,8 @@ class Reading:
                 self.unknown((*place, name), keys)
             elif not (key.empty and item == ""):
                 read = self.values if key.many else self.value
-                found[name] = read((*place, name), key.read, item)
+                alone = key.lone and not isinstance(item, list)
+                found[name] = read((*place, name), key.read, [item] if alone else item)
         return {name: item for name, item in found.items() if item is not None}
 
     def unknown(self, place: Place, known: Iterable[str], more: str = "") -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from trioproxy.access import Network
 from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, HostPort, Target
 from trioproxy.errors import InvalidName, TrioproxyError
 from trioproxy.names import MAX_NAME, normalise
@@ -26,6 +27,9 @@ CAS = {"letsencrypt": LETSENCRYPT, "zerossl": ZEROSSL}
 """Certificate authorities that `acme.directory` may name by a word."""
 
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+LAN = "lan"
+"""What stands for the networks nearby where it is said who may connect."""
+
 BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 # Nine digits keep every product finite and are more than anybody's file needs.
@@ -274,6 +278,31 @@ def listen_address(value: object) -> HostPort:
     if port is None:
         raise Wrong(f"{quoted(word)} names no port: {remedy}")
     return HostPort(literal, _port(port, word, low=0))
+
+
+def network(value: object) -> Network:
+    """An IP network as `192.168.1.0/24`; an address alone is a network of one."""
+    word = text(value)
+    try:
+        if "%" in word:
+            raise ValueError  # an interface's scope
+        found = ipaddress.ip_interface(word)
+    except ValueError:
+        remedy = 'write one such as "192.168.1.0/24" or "2001:db8::/32", or a single address'
+        raise Wrong(f"{quoted(word)} is no network: {remedy}") from None
+    mapped = getattr(found.ip, "ipv4_mapped", None)
+    if mapped and found.network.prefixlen >= 96:  # clients' addresses are compared as IPv4
+        remedy = f"{mapped}/{found.network.prefixlen - 96}"
+        raise Wrong(f"{quoted(word)} is IPv4 inside IPv6: write {quoted(remedy)}")
+    if "/" in word and found.ip != found.network.network_address:
+        meant = f"{quoted(str(found.network))} for the network or {quoted(str(found.ip))} for the one address"
+        raise Wrong(f"{quoted(word)} is an address with the size of a network: write {meant}")
+    return found.network
+
+
+def network_or_lan(value: object) -> Network | str:
+    """A network, or `LAN`."""
+    return LAN if value == LAN else network(value)
 
 
 # ---- URLs and the like --------------------------------------------------------------------------------

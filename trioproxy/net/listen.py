@@ -34,10 +34,17 @@ EXHAUSTED_PAUSE = 0.1
 
 @attrs.frozen
 class Peer:
-    """The address that a connection comes from. `host` is an IPv4 or IPv6 literal without scope."""
+    """Where a connection comes from.
+
+    Attributes:
+        host: The client's address, an IPv4 or IPv6 literal without scope.
+        port: Its port.
+        local: What it connected to, where a PROXY header has told; else the socket knows.
+    """
 
     host: str
     port: int
+    local: HostPort | None = None
 
     def __str__(self) -> str:
         return str(HostPort(self.host, self.port))

@@ -21,7 +21,6 @@ What edge-triggered epoll asks for, and where it is done:
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import socket
@@ -156,7 +155,7 @@ class _Direction:
 class _Relay:
     """Two sockets, and the task that sleeps until they are done with each other."""
 
-    __slots__ = ("back", "error", "forth", "idle", "overdue_at", "pump", "task")
+    __slots__ = ("back", "error", "forth", "idle", "moved_at", "pump", "task")
 
     def __init__(self, pump: Pump, client: socket.socket, backend: socket.socket, idle: float) -> None:
         self.pump = pump
@@ -164,7 +163,7 @@ class _Relay:
         self.back = _Direction(self, backend, client)
         self.forth.other, self.back.other = self.back, self.forth
         self.idle = idle
-        self.overdue_at = trio.current_time() + idle
+        self.moved_at = trio.current_time()  # or began
         self.error: Exception | None = None
         self.task: Task | None = current_task()
 
@@ -174,7 +173,12 @@ class _Relay:
 
     def overdue(self, now: float) -> bool:
         """See `Reaper`."""
-        return self.overdue_at < now
+        return self.moved_at + self.idle < now
+
+    @property
+    def idle_since(self) -> float | None:
+        """The Trio time of the last byte in either direction; None when it has ended."""
+        return self.moved_at if self.task is not None else None
 
     def interrupt(self, error: StreamError) -> None:
         """See `Reaper`."""
@@ -224,6 +228,10 @@ class Pump:
         if relay.error is not None:
             raise relay.error
 
+    def relays(self) -> set[_Relay]:
+        """Every connection that is being relayed, as what a Shedder chooses from."""
+        return {direction.relay for direction in self._from.values()}
+
     async def run(self) -> None:
         """Move bytes until cancelled."""
         try:
@@ -272,7 +280,7 @@ class Pump:
             self.finish(relay)  # closing says the second end
             return
         if moved:
-            relay.overdue_at = trio.current_time() + relay.idle
+            relay.moved_at = trio.current_time()
         if again and not direction.queued:
             direction.queued = True
             self._run_queue.append(direction)
@@ -283,7 +291,6 @@ class Pump:
         The sockets are the task's to close, and closing takes them out of the epoll. Until then nobody is in the table
         for what comes from them.
         """
-        relay.overdue_at = math.inf
         self._reaper.watched.discard(relay)
         for direction in (relay.forth, relay.back):
             direction.release(self._pipes)

@@ -28,6 +28,7 @@ from typing import Protocol
 import trio
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
+from trioproxy.config.model import HostPort
 from trioproxy.errors import ConnectionLost, StreamError, StreamInterrupted, StreamTimeout
 
 CALLS_IN_A_ROW = 64
@@ -84,8 +85,8 @@ class Stream:
         "_calls",
         "_error",
         "_fd",
-        "_read_by",
         "_read_patience",
+        "_read_since",
         "_read_size",
         "_reaper",
         "_write_by",
@@ -99,7 +100,7 @@ class Stream:
         self.deadline = math.inf
         self.write_patience = math.inf
         self._read_patience = math.inf
-        self._read_by: float | None = None  # None while nobody waits
+        self._read_since: float | None = None  # None while nobody waits
         self._write_by: float | None = None
         self._fd = sock.fileno()
         self._reaper = reaper
@@ -113,16 +114,21 @@ class Stream:
     def expect(self, seconds: float) -> None:
         """From now on the peer may be silent for at most `seconds` while we read, also for a read under way."""
         self._read_patience = seconds
-        if self._read_by is not None:
-            self._read_by = trio.current_time() + seconds
+        if self._read_since is not None:
+            self._read_since = trio.current_time()
 
     def overdue(self, now: float) -> bool:
         """Whether a deadline has passed at the Trio time `now`."""
         return (
             self.deadline < now
-            or (self._read_by is not None and self._read_by < now)
+            or (self._read_since is not None and self._read_since + self._read_patience < now)
             or (self._write_by is not None and self._write_by < now)
         )
+
+    @property
+    def idle_since(self) -> float | None:
+        """The Trio time since when it waits for its peer to send; None while it does not, or was told to end."""
+        return self._read_since if self._error is None else None
 
     # ---- reading and writing ------------------------------------------------------------------------
 
@@ -237,6 +243,14 @@ class Stream:
             except OSError as exc:
                 raise ConnectionLost(f"TLS handshake failed: {exc}") from exc
 
+    def local(self) -> HostPort:
+        """The address and port on our side: what the peer connected to. Raises ConnectionLost."""
+        try:
+            host, port = self.sock.getsockname()[:2]
+        except OSError as exc:
+            raise ConnectionLost(f"the connection is gone: {exc}") from exc
+        return HostPort(host.partition("%")[0], port)
+
     def alpn(self) -> str | None:
         """The protocol that ALPN chose, if this is TLS and one was chosen."""
         return self.sock.selected_alpn_protocol() if isinstance(self.sock, ssl.SSLSocket) else None
@@ -288,7 +302,8 @@ class Stream:
         """Close the descriptor at once. Never fails, and may be called again."""
         if self._fd < 0:
             return
-        if self._read_by is not None or self._write_by is not None:  # telling nobody costs as much as telling somebody
+        waited_for = self._read_since is not None or self._write_by is not None
+        if waited_for:  # telling nobody costs as much as telling somebody
             notify_closing(self._fd)
         self._fd = -1
         self._reaper.watched.discard(self)
@@ -320,13 +335,13 @@ class Stream:
 
     async def _until_readable(self) -> None:
         self._ready_to_wait()
-        self._read_by = trio.current_time() + self._read_patience
+        self._read_since = trio.current_time()
         try:
             await wait_readable(self._fd)
         except trio.ClosedResourceError as exc:
             raise self._error or ConnectionLost("closed by us") from exc
         finally:
-            self._read_by = None
+            self._read_since = None
 
     async def _until_writable(self) -> None:
         self._ready_to_wait()

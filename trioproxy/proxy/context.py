@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterator
 
 import attrs
 
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.http.headers import Arrival, http_date
 from trioproxy.net.dial import Dialler
+from trioproxy.net.lan import Lan
 from trioproxy.net.listen import Peer
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper, Stream
@@ -67,6 +70,8 @@ class ProxyContext:
         pool: Idle connections to the backends of sites.
         drain: Whether the server is stopping.
         pseudonym: Our name in Via, unlike that of any other proxy, so that a loop to ourselves shows.
+        lan: The networks that this machine is on.
+        numbers: Tell connections apart, together with the pseudonym.
     """
 
     cell: Cell
@@ -77,6 +82,8 @@ class ProxyContext:
     pool: Pool
     drain: Drain
     pseudonym: bytes
+    lan: Lan = attrs.field(factory=Lan)
+    numbers: Iterator[int] = attrs.field(factory=itertools.count)
     dates: Dates = attrs.field(factory=Dates)
 
 

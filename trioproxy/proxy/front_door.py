@@ -57,7 +57,7 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
         await refuse(stream, exc.alert)
         return
     if isinstance(entry, Passthrough):
-        await serve_passthrough(ctx, stream, entry, snapshot.config.timeouts)
+        await serve_passthrough(ctx, stream, peer, hello, entry, snapshot.config.timeouts)
     else:
         await serve_site(ctx, stream, peer, entry, by_default=by_default)
 

@@ -1,36 +1,49 @@
-"""A name whose TLS ends at its backend: dial, hand both sockets to the pump, and sleep until they are done."""
+"""A name whose TLS ends at its backend: dial, say who calls, hand both sockets to the pump, sleep until they are done.
+
+How the backend learns the client's address is the entry's `client_ip`. "transparent" is the dial's business: the
+connection itself comes from that address. The PROXY header of "proxy-v1" and "proxy-v2" is `_announcement`, sent whole
+before anything of the client's. With "none" it learns nothing.
+"""
 
 from __future__ import annotations
 
 import logging
-
-import trio
+import math
 
 from trioproxy.config.model import Passthrough, Timeouts
-from trioproxy.errors import ConnectionLost, StreamTimeout, UpstreamError
-from trioproxy.net.dial import dial
+from trioproxy.errors import ConnectionLost, ConnectionShed, StreamTimeout, UpstreamError
+from trioproxy.net.listen import Peer
 from trioproxy.net.peek import refuse
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.context import ProxyContext
 from trioproxy.wire.alerts import Alert
+from trioproxy.wire.client_hello import ClientHello
+from trioproxy.wire.proxy_protocol import Endpoint, encode_v1, encode_v2
 
 log = logging.getLogger("trioproxy.passthrough")
 
 
-async def serve_passthrough(ctx: ProxyContext, client: Stream, entry: Passthrough, timeouts: Timeouts) -> None:
-    """Connect `client`, whose ClientHello still lies unread in the kernel, with the backend of `entry`.
+async def serve_passthrough(
+    ctx: ProxyContext, client: Stream, peer: Peer, hello: ClientHello, entry: Passthrough, timeouts: Timeouts
+) -> None:
+    """Connect `client`, whose ClientHello still lies unread in the kernel, with a backend of `entry`.
 
-    For a backend that cannot be reached the client gets the alert internal_error: it then says that the server
-    failed, and not that TLS is broken.
+    When none can be reached the client gets the alert internal_error: it then says that the server failed, and not
+    that TLS is broken.
     """
-    client.deadline = float("inf")  # the dial has its own, and what follows is the pump's
+    client.deadline = math.inf  # the dial has its own, and what follows is the pump's
+    announcement = _announcement(ctx, client, peer, hello, entry)
     try:
-        backend = await dial(entry.to, ctx.reaper, trio.current_time() + timeouts.connect)
+        backend = await ctx.dialler.dial_first(
+            entry.to, timeouts.connect, client=peer.host if entry.client_ip == "transparent" else ""
+        )
     except UpstreamError as exc:
         log.warning("%s: the backend cannot be reached: %s", entry.name, exc)
         await refuse(client, Alert.INTERNAL_ERROR)
         return
     try:
+        if announcement:
+            await backend.send_all(announcement)
         await ctx.pump.relay(client, backend, timeouts.tunnel)
     except ConnectionLost:
         # A reset is passed on as one: an end would make what has arrived look whole.
@@ -38,5 +51,28 @@ async def serve_passthrough(ctx: ProxyContext, client: Stream, entry: Passthroug
         client.abort()
     except StreamTimeout:
         log.info("%s: closed, silent for %g s", entry.name, timeouts.tunnel)
+    except ConnectionShed:
+        pass
     finally:
         backend.close()
+
+
+def _announcement(ctx: ProxyContext, client: Stream, peer: Peer, hello: ClientHello, entry: Passthrough) -> bytes:
+    """The PROXY header for the backend; b"" where none is due."""
+    if entry.client_ip not in ("proxy-v1", "proxy-v2"):
+        return b""
+    source = Endpoint(peer.host, peer.port)
+    reached = peer.local or client.local()
+    destination = Endpoint(reached.host, reached.port)
+    if entry.client_ip == "proxy-v1":
+        return encode_v1(source, destination)
+    unique_id = b"%b-%d" % (ctx.pseudonym, next(ctx.numbers))
+    log.debug("%s: %s is %s at %s", entry.name, peer, unique_id.decode(), entry.to[0])
+    return encode_v2(
+        source,
+        destination,
+        # Of several protocols it is the backend's TLS that chooses, so only a single one can be told.
+        alpn=hello.alpn[0] if len(hello.alpn) == 1 else b"",
+        authority=(hello.server_name or "").encode(),
+        unique_id=unique_id,
+    )
