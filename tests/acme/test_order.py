@@ -327,6 +327,27 @@ async def test_a_ca_that_wants_more_time_than_an_order_has_is_not_waited_for(
         assert customer.journal.read() is not None, "the CA does not say that it is over"
 
 
+async def test_an_order_that_stays_pending_is_looked_at_with_pauses(
+    ca: FakeCA, customer: Customer, autojump_clock: Clock
+) -> None:
+    ca.name = "cloud.test"
+    ca.script["order"] = [answer(200, ca.order())] * 5
+    await customer.obtain()
+    assert all(later > earlier for earlier, later in itertools.pairwise(ca.times("order")))
+    assert len(ca.times("authorization")) == 2
+
+
+async def test_a_limit_during_an_order_is_no_reason_for_another_order(
+    ca: FakeCA, customer: Customer, autojump_clock: Clock
+) -> None:
+    ca.script["finalize"] = [problem(429, "rateLimited", retry_after="7200")]
+    error = await failure(customer)
+    assert error.rate_limited
+    assert error.retry_after == 7200
+    await customer.obtain()
+    assert ca.orders == 1
+
+
 async def test_a_ca_that_falls_silent_during_an_order_costs_no_second_order(
     ca: FakeCA, customer: Customer, autojump_clock: Clock
 ) -> None:
@@ -383,6 +404,18 @@ async def test_an_order_is_forgotten_only_when_the_ca_has_done_so(
         await failure(customer)
     await customer.obtain()
     assert ca.orders == orders
+
+
+async def test_an_order_is_gone_on_with_only_where_and_for_what_it_was_made(ca: FakeCA, customer: Customer) -> None:
+    await customer.obtain()
+    await customer.obtain(key_type="ecdsa-p384")
+    assert ca.orders == 2
+    customer.directory = f"{BASE}/directory/of-another"
+    ca.asked.clear()
+    await customer.obtain(key_type="ecdsa-p384")
+    assert ca.orders == 3
+    assert ca.asked[0].resource == "directory"
+    assert ca.times("order") == [], "the other CA's order was not asked for"
 
 
 async def test_an_invalid_order_is_made_anew_at_once(ca: FakeCA, customer: Customer) -> None:

@@ -28,7 +28,8 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 class Server:
     """Answers the n-th request of all with the n-th script, and keeps what it was asked.
 
-    A script is what to send; after an empty one, and at the end of all, the connection is closed.
+    A script is what to send; after an empty one, one that ends with `LAST`, and at the end of all, the connection is
+    closed. To `SILENCE` it says nothing.
     """
 
     scripts: list[bytes]
@@ -36,6 +37,7 @@ class Server:
     requests: list[bytes] = attrs.Factory(list)
     connections: int = 0
     waiting: trio.Event = attrs.Factory(trio.Event)
+    closed: trio.Event = attrs.Factory(trio.Event)
     closed_by_client: trio.Event = attrs.Factory(trio.Event)
 
     async def handle(self, stream: trio.abc.Stream) -> None:
@@ -49,8 +51,10 @@ class Server:
                 if script == SILENCE:
                     self.waiting.set()
                     continue
-                await stream.send_all(script)
-                if not self.scripts:
+                await stream.send_all(script.removesuffix(LAST))
+                if not self.scripts or script.endswith(LAST):
+                    await stream.aclose()
+                    self.closed.set()
                     return
             self.closed_by_client.set()
 
@@ -68,6 +72,7 @@ class Server:
 
 
 SILENCE = b"..."
+LAST = b"<the server closes here>"
 
 
 def _content_length(data: bytes) -> int:
@@ -222,6 +227,23 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(
         monkeypatch.setattr(http_client, "MAX_IDLE", 0.0)
         await http.request(b"GET", f"http://127.0.0.1:{server.port}/", [])
     assert server.connections == 2
+
+
+async def test_a_connection_that_the_server_has_closed_is_not_used_again(http: HttpClient) -> None:
+    async with serving(OK + LAST, OK, OK) as server:
+        await http.request(b"GET", f"http://127.0.0.1:{server.port}/", [])
+        with trio.fail_after(5):
+            await server.closed.wait()
+        assert (await http.request(b"POST", f"http://127.0.0.1:{server.port}/", [])).body == b"ok"
+    assert server.connections == 2
+
+
+async def test_no_more_connections_are_kept_than_that(http: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "MAX_KEPT", 0)
+    async with serving(OK, OK) as server:
+        await http.request(b"GET", f"http://127.0.0.1:{server.port}/", [])
+        with trio.fail_after(5):
+            await server.closed_by_client.wait()
 
 
 async def test_closing_closes_what_is_kept(http: HttpClient) -> None:
