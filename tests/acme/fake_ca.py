@@ -50,6 +50,9 @@ def problem(status: int, kind: str, detail: str = "", **fields: str) -> Response
     return answer(status, {"type": NAMESPACE + kind, "detail": detail or f"it is {kind}", "status": status}, **fields)
 
 
+BUSY = answer(503, b"<html>busy</html>")
+
+
 @attrs.define
 class Asked:
     """A request: what it was for, what it held, and when it came (Trio time)."""
@@ -101,8 +104,8 @@ class FakeCA(HttpClient):
         await trio.lowlevel.checkpoint()
         resource = url.removeprefix(BASE + "/").partition("/")[0]
         jws = json.loads(body) if body else {}
-        payload = json.loads(_decode(jws["payload"]) or b"null") if body else None
-        protected = json.loads(_decode(jws["protected"])) if body else {}
+        payload = json.loads(decode(jws["payload"]) or b"null") if body else None
+        protected = json.loads(decode(jws["protected"])) if body else {}
         self.asked.append(Asked(resource, payload, protected, trio.current_time()))
         self.on_request(resource)
         if scripted := self.script.get(resource):
@@ -188,7 +191,7 @@ class FakeCA(HttpClient):
         return answer(200, self.challenge())
 
     def _finalize(self, payload: dict[str, Any]) -> Response:
-        self.csr = _decode(payload["csr"])
+        self.csr = decode(payload["csr"])
         self.status = "valid"
         return answer(200, self.order())
 
@@ -196,5 +199,6 @@ class FakeCA(HttpClient):
         return answer(200, self.sign(self.csr))
 
 
-def _decode(text: str) -> bytes:
+def decode(text: str) -> bytes:
+    """Base64url without padding."""
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -10,14 +10,18 @@ from functools import partial
 from pathlib import Path
 
 import attrs
+import pytest
 import trio
+import trio.testing
 
 from trioproxy.acme.client import Account, AcmeClient
-from trioproxy.acme.order import Issued, OrderRecord, obtain
+from trioproxy.acme.order import Issued, OrderFailed, OrderRecord, obtain
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, KeyType
 from trioproxy.net.http_client import HttpClient
 from trioproxy.net.sock import Reaper
+
+Clock = trio.testing.MockClock
 
 PATIENCE = 60.0
 """Seconds for an issuance that takes one: a busy machine must not fail a test."""
@@ -149,3 +153,11 @@ class Customer:
         """Get a certificate with a client of its own, or the given one."""
         with trio.fail_after(PATIENCE if self.http is None else math.inf):
             return await obtain(client or self.client(), name, key_type, self.board, self.journal, self.report)
+
+
+async def failure(customer: Customer, name: str = "cloud.test") -> OrderFailed:
+    """The error of an issuance that must fail."""
+    with pytest.raises(OrderFailed, match=rf"^no certificate for {name}: ") as caught:
+        await customer.obtain(name)
+    assert not customer.board._answers
+    return caught.value

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 import trio
-import trio.testing
 
 from tests.acme.fake_ca import BASE, DIRECTORY, FakeCA, answer, problem
-from tests.acme.support import Customer
+from tests.acme.support import Clock, Customer
 from trioproxy.acme import client as client_module
 from trioproxy.acme.client import AcmeClient
 from trioproxy.acme.problems import AcmeProblem, AcmeProtocolError, AcmeUnreachable
 from trioproxy.errors import AcmeError
-
-Clock = trio.testing.MockClock
 
 
 @pytest.fixture

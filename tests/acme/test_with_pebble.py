@@ -285,7 +285,7 @@ async def test_cancelling_is_prompt_and_takes_the_answer_down(web: Port80, tmp_p
             nursery.start_soon(customer.obtain)
             await waiting.wait()
             assert web.board._answers
-            with trio.fail_after(2):
-                nursery.cancel_scope.cancel()
-                await trio.lowlevel.cancel_shielded_checkpoint()
+            before = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - before < 2
         assert not web.board._answers
