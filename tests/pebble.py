@@ -31,10 +31,15 @@ import pytest
 import trio
 import trustme
 
+from tests.conftest import needs
+
 PATIENCE = 30.0
 """Seconds for a start that takes less than one: a busy machine must not fail a test."""
 
 PROGRAMS = ("pebble", "pebble-challtestsrv")
+
+needs_pebble = needs(*PROGRAMS)
+"""Marks a test or, as `pytestmark`, a module that uses `running_pebble`, so that a skip says its reason."""
 
 
 def own_address() -> str:
@@ -194,7 +199,7 @@ async def running_pebble(
     validity: int | None = None,
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Pebble]:
-    """Run Pebble and its DNS as long as the block; skip the test, visibly, where they are not installed.
+    """Run Pebble and its DNS as long as the block; skip the test where they are not installed.
 
     Args:
         folder: For its configuration and certificates; made if need be.

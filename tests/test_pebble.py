@@ -8,7 +8,9 @@ from pathlib import Path
 import httpx
 from cryptography import x509
 
-from tests.pebble import running_pebble
+from tests.pebble import needs_pebble, running_pebble
+
+pytestmark = needs_pebble
 
 
 async def test_it_serves_a_directory_and_a_new_root_at_every_start(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from tests.acme.support import Customer, Port80, port80
-from tests.pebble import Pebble, running_pebble
+from tests.pebble import Pebble, needs_pebble, running_pebble
 from trioproxy.acme.certificate import type_of
 from trioproxy.acme.order import Issued, OrderFailed
 from trioproxy.config.model import KeyType
+
+pytestmark = needs_pebble
 
 
 @pytest.fixture
