@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from tests.net.sockets import stream_pair
 from trioproxy.errors import StreamError
 from trioproxy.net.sock import Reaper, Stream
+from trioproxy.net.trust import client_context
 
 Peer = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 Connect = Callable[[], contextlib.AbstractAsyncContextManager[tuple[Stream, Peer]]]
@@ -23,7 +24,7 @@ CA = trustme.CA()
 SERVER = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 CA.issue_cert("backend.example").configure_cert(SERVER)
 SERVER.set_alpn_protocols(["http/1.1"])
-CLIENT = ssl.create_default_context()
+CLIENT = client_context()
 CA.configure_trust(CLIENT)
 CLIENT.set_alpn_protocols(["h2", "http/1.1"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import h11
 import pytest
@@ -14,9 +15,11 @@ from tests.proxy.stage import (
     Caller,
     Recording,
     answering,
+    authority,
     backend,
     make_config,
     read_until,
+    server_context,
     site,
     stage,
 )
@@ -235,6 +238,23 @@ async def test_no_route_is_404_and_a_prefix_without_its_slash_is_redirected() ->
             answer = await caller.ask("GET", "/api?q=1", NAME)
             assert (answer.status, answer.headers["location"]) == (308, "/api/?q=1")
             assert seen.connections == 0
+
+
+async def test_an_https_backend_must_prove_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def secured(stream: trio.SocketStream, recording: Recording) -> None:
+        inner = trio.SSLStream(stream, server_context("localhost"), server_side=True)
+        await read_until(inner, recording, b"\r\n\r\n")
+        await inner.send_all(HELLO)
+
+    authority().cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with backend(secured) as (port, seen):
+        config = make_config(site(NAME, port, routes=(Route("/", Target("https", "localhost", port)),)))
+        async with stage(config) as proxy:
+            assert (await Caller(await proxy.tls(NAME)).ask("GET", "/", NAME)).status == 502
+            assert not seen.received
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        async with stage(config) as proxy:
+            assert (await Caller(await proxy.tls(NAME)).ask("GET", "/", NAME)).body == b"hello"
 
 
 # ---- backends that fail -----------------------------------------------------------------------------

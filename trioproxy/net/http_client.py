@@ -25,6 +25,7 @@ from trioproxy.http.messages import End, Headers, ResponseHead
 from trioproxy.names import split_authority
 from trioproxy.net.dial import Dialler
 from trioproxy.net.sock import Reaper, Stream
+from trioproxy.net.trust import client_context
 
 MAX_BODY = 1024 * 1024
 """Bytes of a response's body. A certificate chain is some 5 KB; more than this is a mistake or an attack."""
@@ -162,7 +163,7 @@ class HttpClient:
         return _Connection(stream, ResponseReader())
 
     def _make_context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
+        context = client_context()
         if self._ca_file is not None:
             try:
                 context.load_verify_locations(self._ca_file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import math
 import ssl
 from collections import deque
 
@@ -12,6 +14,7 @@ from trioproxy.errors import ConnectionLost, StreamTimeout, UpstreamTimeout, Ups
 from trioproxy.http.h1 import ResponseReader
 from trioproxy.net.dial import Dialler
 from trioproxy.net.sock import Stream
+from trioproxy.net.trust import client_context
 
 IDLE_PER_BACKEND = 64
 """Idle connections kept for one backend; the oldest goes when there are more."""
@@ -59,10 +62,12 @@ class Pool:
         key = (target.scheme, target.host, target.port)
         if not fresh and (claimed := self.claim(key)) is not None:
             return claimed
+        if target.scheme == "https" and self._trust is None:
+            self._trust = await trio.to_thread.run_sync(client_context)
         deadline = trio.current_time() + timeouts.connect
         stream = await self._dialler.dial(HostPort(target.host, target.port), deadline)
-        if target.scheme == "https":
-            await self._start_tls(stream, target, deadline)
+        if target.scheme == "https" and self._trust is not None:
+            await _start_tls(stream, self._trust, target, deadline)
         stream.write_patience = timeouts.idle
         return Upstream(stream, key)
 
@@ -85,6 +90,10 @@ class Pool:
         if len(idle) > IDLE_PER_BACKEND:
             idle.popleft().stream.close()
 
+    def close_idle(self) -> int:
+        """Close every idle connection. Returns how many there were."""
+        return self._evict(math.inf)
+
     async def run(self) -> None:
         """Close what has been idle for too long, until cancelled; then close everything."""
         try:
@@ -92,28 +101,30 @@ class Pool:
                 await trio.sleep(IDLE_SECONDS / 4)
                 self._evict(trio.current_time() - IDLE_SECONDS)
         finally:
-            self._evict(trio.current_time() + 1)
+            self.close_idle()
 
-    def _evict(self, before: float) -> None:
+    def _evict(self, before: float) -> int:
+        closed = 0
         for key, idle in list(self._idle.items()):
             while idle and idle[0].idle_since < before:
                 idle.popleft().stream.close()
+                closed += 1
             if not idle:
                 del self._idle[key]
+        return closed
 
-    async def _start_tls(self, stream: Stream, target: Target, deadline: float) -> None:
-        if self._trust is None:
-            self._trust = ssl.create_default_context()  # 43 ms, so once
-        stream.deadline = deadline
-        try:
-            await stream.start_tls_client(self._trust, target.host)
-        except ConnectionLost as exc:
-            stream.close()
-            raise UpstreamUnreachable(f"{target}: {exc}") from exc
-        except StreamTimeout as exc:
-            stream.close()
-            raise UpstreamTimeout(f"{target}: no end of the TLS handshake") from exc
-        except BaseException:
-            stream.close()
-            raise
-        stream.deadline = float("inf")
+
+async def _start_tls(stream: Stream, trust: ssl.SSLContext, target: Target, deadline: float) -> None:
+    stream.deadline = deadline
+    try:
+        await stream.start_tls_client(trust, target.host)
+    except ConnectionLost as exc:
+        stream.close()
+        raise UpstreamUnreachable(f"{target}: {exc}") from exc
+    except StreamTimeout as exc:
+        stream.close()
+        raise UpstreamTimeout(f"{target}: no end of the TLS handshake") from exc
+    except BaseException:
+        stream.close()
+        raise
+    stream.deadline = math.inf
