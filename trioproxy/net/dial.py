@@ -130,14 +130,15 @@ class Dialler:
             answer = await self._resolver.resolve(address.host)
             try:
                 return await self._connect_to_one(address, answer, client)
-            except UpstreamUnreachable:
-                # What was kept may have become wrong; what has only just come has not.
-                now = trio.current_time()
-                if now < answer.came + BAD_FOR:
-                    raise
-                newer = await self._resolver.resolve(address.host, since=now)
-                if set(newer.addresses) == set(answer.addresses):
-                    raise
+            except UpstreamUnreachable as exc:
+                failure = exc
+            # An answer that was kept may have become wrong since; one that has only just come has not.
+            now = trio.current_time()
+            if now < answer.came + BAD_FOR:
+                raise failure
+            newer = await self._resolver.resolve(address.host, since=now)
+            if set(newer.addresses) == set(answer.addresses):
+                raise failure
             return await self._connect_to_one(address, newer, client)
         self._resolver.forget(address.host)
         raise _timeout(address)
@@ -216,11 +217,6 @@ class _Race:
             sock.close()
             self._lost.append(f"{os.strerror(failure)} ({where.host})")
         return not failure
-
-
-async def dial(address: HostPort, reaper: Reaper, deadline: float = math.inf) -> Stream:
-    """Connect to `address` with a dialler that remembers nothing."""
-    return await Dialler(reaper).dial(address, deadline)
 
 
 # ---- one attempt --------------------------------------------------------------------------------------

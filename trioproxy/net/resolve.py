@@ -162,25 +162,28 @@ class Resolver:
             since: Trio time; an answer that came before it will not do.
         """
         while True:
-            kept = self._kept.get(name)
-            if kept is not None and kept.came >= since and kept.good_at(trio.current_time()):
+            if (kept := self._known(name, since)) is not None:
                 return kept
             question = self._under_way.get(name)
-            if question is not None:
-                await question.answered.wait()
-                return question.answer
-            await self._threads.acquire()
-            if name in self._under_way:  # somebody else was faster
-                self._threads.release()
-            else:
-                self._ask(name)
+            if question is None:
+                await self._threads.acquire()
+                if name in self._under_way or self._known(name, since):  # somebody else was faster
+                    self._threads.release()
+                    continue
+                question = self._ask(name)
+            await question.answered.wait()
+            return question.answer
+
+    def _known(self, name: str, since: float) -> Answer | None:
+        kept = self._kept.get(name)
+        return kept if kept is not None and kept.came >= since and kept.good_at(trio.current_time()) else None
 
     def forget(self, name: str) -> None:
         """Ask anew when somebody next wants to know."""
         self._kept.pop(name, None)
 
-    def _ask(self, name: str) -> None:
-        self._under_way[name] = _Question()
+    def _ask(self, name: str) -> _Question:
+        question = self._under_way[name] = _Question()
         loop = current_trio_token()
 
         def deliver(found: Result) -> None:
@@ -188,6 +191,7 @@ class Resolver:
                 loop.run_sync_soon(self._arrived, name, found)
 
         start_thread_soon(functools.partial(self._lookup, name), deliver, name=f"looking up {name}")
+        return question
 
     def _arrived(self, name: str, found: Result) -> None:
         question = self._under_way.pop(name)
