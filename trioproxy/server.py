@@ -29,6 +29,7 @@ from trioproxy.control import control_socket, serve_control
 from trioproxy.errors import ConfigError, ListenError
 from trioproxy.net.dial import Dialler
 from trioproxy.net.http_client import HttpClient
+from trioproxy.net.limits import raise_descriptor_limit
 from trioproxy.net.listen import Peer, accept_forever, bind
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper
@@ -115,11 +116,14 @@ class Server:
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
             control_socket(config.control_socket) as control,
         ):
+            raise_descriptor_limit(config.limits.connections)
             addresses = self._listeners.bind(config.listen)
             async with trio.open_nursery() as services:
                 services.start_soon(self._reaper.run)
                 services.start_soon(self._ctx.pump.run)
                 services.start_soon(self._ctx.pool.run)
+                services.start_soon(self._ctx.lan.run)
+                services.start_soon(self._ctx.admission.run)
                 services.start_soon(serve_control, control, handlers(self._manager))
                 services.start_soon(self._keep_certificates)
                 async with trio.open_nursery() as connections:
@@ -186,6 +190,7 @@ class Server:
             return
         if (config.storage, config.control_socket) != (old.storage, old.control_socket):
             log.warning("storage.path and control.socket change with a restart, not with a reload")
+        raise_descriptor_limit(config.limits.connections)
         snapshot = self._snapshot(config)
         self._cell.update(lambda _: snapshot)
         self._manager.wake()
@@ -259,7 +264,7 @@ class Listeners:
             connections.start_soon(serve, self._ctx, accepted, peer)
 
         with sock, scope:
-            await accept_forever(sock, handle)
+            await accept_forever(sock, handle, self._ctx.admission.shedder)
 
     def move(self, new: Listen) -> None:
         """Listen on what `new` says. What is in both is not touched; nothing is closed before the rest is bound.

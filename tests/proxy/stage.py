@@ -193,13 +193,13 @@ async def stage(config: Config, *, awaiting: frozenset[str] = frozenset()) -> As
     (https,) = bind([HostPort(LOOPBACK, 0)], optional=False)
     (http,) = bind([HostPort(LOOPBACK, 0)], optional=False)
     async with trio.open_nursery() as services:
-        for service in (reaper.run, ctx.pump.run, ctx.pool.run):
+        for service in (reaper.run, ctx.pump.run, ctx.pool.run, ctx.lan.run, ctx.admission.run):
             services.start_soon(service)
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 for listener, serve in ((https, serve_tls), (http, serve_plain)):
                     handle = functools.partial(_hand_over, connections, serve, ctx)
-                    accepting.start_soon(accept_forever, listener, handle)
+                    accepting.start_soon(accept_forever, listener, handle, ctx.admission.shedder)
                 proxy = Stage(ctx, https.getsockname()[1], http.getsockname()[1], connections)
                 try:
                     yield proxy

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from enum import Enum
 from http import HTTPStatus
 
-import attrs
-
 from trioproxy.errors import RequestError
 from trioproxy.http.fields import options
+from trioproxy.http.forwarded import Arrival as Arrival  # part of what these functions are called with
+from trioproxy.http.forwarded import extended
 from trioproxy.http.messages import Header, Headers, RequestHead, ResponseHead
 from trioproxy.http.upgrade import accepted_upgrade, upgrade_as_sent
 
@@ -63,41 +63,6 @@ class Framing(Enum):
     """As it comes, and closing the connection ends it."""
 
 
-@attrs.frozen
-class Arrival:
-    """What is known about where a connection's requests come from.
-
-    Attributes:
-        client_ip: The client's address, IPv6 without brackets.
-        scheme: "https" or "http".
-        port: The port that clients use from outside.
-        fields: The forwarding fields that are the same for all its requests.
-        forwarded: The beginning of its Forwarded (RFC 7239), to which the host is added.
-    """
-
-    client_ip: str
-    scheme: str
-    port: int
-    fields: Headers = attrs.field(init=False, repr=False, eq=False)
-    forwarded: bytes = attrs.field(init=False, repr=False, eq=False)
-
-    @fields.default
-    def _make_fields(self) -> Headers:
-        address = self.client_ip.encode()
-        return [
-            (b"x-forwarded-for", address),
-            (b"x-forwarded-proto", self.scheme.encode()),
-            (b"x-forwarded-port", b"%d" % self.port),
-            (b"x-real-ip", address),
-        ]
-
-    @forwarded.default
-    def _make_forwarded(self) -> bytes:
-        # RFC 7239 section 6: an IPv6 address stands in brackets, and brackets want quotes.
-        node = f'"[{self.client_ip}]"' if ":" in self.client_ip else self.client_ip
-        return f"for={node};proto={self.scheme}".encode()
-
-
 def request_headers(head: RequestHead, arrival: Arrival, prefix: bytes | None, pseudonym: bytes) -> Headers:
     """The fields of a request to a backend, Host first.
 
@@ -106,7 +71,7 @@ def request_headers(head: RequestHead, arrival: Arrival, prefix: bytes | None, p
 
     Args:
         head: The client's request.
-        arrival: Where it came from. No peer's own forwarding fields are believed.
+        arrival: Where it came from. Only a trusted proxy's forwarding fields are believed.
         prefix: For X-Forwarded-Prefix, where the backend sees a path that lacks it.
         pseudonym: Our name in Via, of this process alone, so that meeting it again is a loop.
 
@@ -136,14 +101,17 @@ def request_headers(head: RequestHead, arrival: Arrival, prefix: bytes | None, p
     if received and pseudonym in received.replace(b",", b" ").split():
         raise RequestError("the request comes back to this proxy", 508)
 
-    kept += arrival.fields
-    forwarded = arrival.forwarded
-    if head.authority:
-        kept.append((b"x-forwarded-host", head.authority))
-        forwarded += b';host="%b"' % head.authority
-    kept.append((b"forwarded", forwarded))
-    if prefix is not None:
-        kept.append((b"x-forwarded-prefix", prefix))
+    if arrival.trusted:
+        kept += extended(head, arrival, prefix)
+    else:
+        kept += arrival.fields
+        forwarded = arrival.forwarded
+        if head.authority:
+            kept.append((b"x-forwarded-host", head.authority))
+            forwarded += b';host="%b"' % head.authority
+        kept.append((b"forwarded", forwarded))
+        if prefix is not None:
+            kept.append((b"x-forwarded-prefix", prefix))
     kept.append((b"via", received + _via(head, pseudonym)))
 
     if head.expect_continue:

@@ -1,13 +1,21 @@
-"""Listeners: binding them all before anything is served, and accepting."""
+"""Listeners: binding them all before anything is served, and accepting.
+
+Accepting goes on whatever happens. When descriptors have run out, a connection that waits to be accepted keeps the
+listener readable, and trying again at once would be a busy loop. So room is made (`Shedder.make_room`), and while
+there is none we pause. What still waits after `PATIENCE` is turned away, so that its client learns of it: that takes
+a descriptor, and `_Exhaustion` keeps one in reserve.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Self
 
 import attrs
 import trio
@@ -15,6 +23,7 @@ from trio.lowlevel import checkpoint, wait_readable
 
 from trioproxy.config.model import HostPort
 from trioproxy.errors import ListenError
+from trioproxy.net.limits import Shedder
 
 log = logging.getLogger("trioproxy.listen")
 
@@ -22,7 +31,8 @@ BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel lowers it to net.core.somaxconn."""
 
 DEFER_SECONDS = 5
-"""How long the kernel keeps a connection to itself on which nothing has come; then it is accepted, and our limits hold."""
+"""How long the kernel keeps a connection to itself on which nothing has come; then it is accepted, and our limits
+hold."""
 
 ACCEPTS_IN_A_ROW = 64
 
@@ -30,6 +40,12 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 EXHAUSTED_PAUSE = 0.1
 """Seconds without accepting after descriptors or memory ran out; connections wait in the kernel meanwhile."""
+
+ROOM_PAUSE = 0.01
+"""The same after idle connections were told to end: it takes that long until they have."""
+
+PATIENCE = 1.0
+"""Seconds that connections wait for room before they are turned away."""
 
 
 @attrs.frozen
@@ -101,30 +117,92 @@ def _bind_one(address: HostPort) -> socket.socket:
     return sock
 
 
-async def accept_forever(listener: socket.socket, handle: Handler) -> None:
-    """Accept connections and hand each to `handle`, until cancelled."""
-    exhausted = False
-    while True:
-        for _ in range(ACCEPTS_IN_A_ROW):
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                await wait_readable(listener.fileno())
-                continue
-            except OSError as exc:
-                if exc.errno in EXHAUSTED:
-                    if not exhausted:
-                        log.error("cannot accept connections: %s; they wait until others have ended", exc.strerror)
-                    exhausted = True
-                    await trio.sleep(EXHAUSTED_PAUSE)
-                # Anything else concerns the one connection that was to be accepted: accept(2), "Error handling".
-                continue
-            if exhausted:
-                log.warning("accepting connections again")
-                exhausted = False
-            sock.setblocking(False)
-            handle(sock, Peer(address[0].partition("%")[0], address[1]))
-        await checkpoint()
+async def accept_forever(listener: socket.socket, handle: Handler, shedder: Shedder | None = None) -> None:
+    """Accept connections and hand each to `handle`, until cancelled.
+
+    Args:
+        listener: Listens, and does not block.
+        handle: Takes over what was accepted.
+        shedder: Makes room when descriptors have run out.
+    """
+    with _Exhaustion(listener, shedder or Shedder()) as exhaustion:
+        while True:
+            for _ in range(ACCEPTS_IN_A_ROW):
+                try:
+                    sock, address = listener.accept()
+                except BlockingIOError:
+                    await wait_readable(listener.fileno())
+                    continue
+                except OSError as exc:
+                    if exc.errno in EXHAUSTED:
+                        await exhaustion.relieve(exc)
+                    # Anything else concerns the one connection that was to be accepted: accept(2), "Error handling".
+                    continue
+                if exhaustion.since is not None:
+                    exhaustion.over()
+                sock.setblocking(False)
+                handle(sock, Peer(address[0].partition("%")[0], address[1]))
+            await checkpoint()
+
+
+class _Exhaustion:
+    """What is done about a lack of descriptors or memory.
+
+    Attributes:
+        since: The Trio time since when nothing could be accepted; None while there is no lack.
+    """
+
+    def __init__(self, listener: socket.socket, shedder: Shedder) -> None:
+        self.since: float | None = None
+        self._listener = listener
+        self._shedder = shedder
+        self._reserve: int | None = None
+
+    def __enter__(self) -> Self:
+        self._keep_reserve()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._give_reserve()
+
+    async def relieve(self, exc: OSError) -> None:
+        """Accepting has failed with `exc`: make room, wait for some, or turn away whoever waits."""
+        now = trio.current_time()
+        if self.since is None:
+            self.since = now
+        message = f"cannot accept connections: {exc.strerror}; idle ones are closed until there is room"
+        self._shedder.tally.note("attempts to accept in vain", message)
+        if self._shedder.make_room():
+            await trio.sleep(ROOM_PAUSE)
+        elif now < self.since + PATIENCE or not self._turn_away():
+            await trio.sleep(EXHAUSTED_PAUSE)
+
+    def over(self) -> None:
+        """A connection was accepted again."""
+        self.since = None
+        self._shedder.tally.note("recoveries from a lack of descriptors", "accepting connections again")
+        if self._reserve is None:
+            self._keep_reserve()
+
+    def _turn_away(self) -> bool:
+        """Accept one connection by the reserve, and close it. Returns whether that was possible."""
+        self._give_reserve()
+        try:
+            self._listener.accept()[0].close()
+        except OSError:
+            return False
+        finally:
+            self._keep_reserve()
+        return True
+
+    def _keep_reserve(self) -> None:
+        with contextlib.suppress(OSError):  # a thread was faster; there will be a next time
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _give_reserve(self) -> None:
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
 
 
 def _explain(address: HostPort, exc: OSError) -> str:

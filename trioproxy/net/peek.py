@@ -1,14 +1,15 @@
-"""Looking at a ClientHello without taking it, and turning away a client whose ClientHello leads nowhere.
+"""Looking at a connection's first bytes without taking them, and turning away a client whose bytes lead nowhere.
 
 `recv(MSG_PEEK)` shows what the kernel has queued and leaves it there. So a passthrough forwards its connection from the
-first byte without having held any of it, and a terminated connection hands the very same socket to TLS.
+first byte without having held any of it, and a terminated connection hands the very same socket to TLS. A PROXY header
+before the ClientHello is looked at in the same way, and then taken: exactly its bytes, and none of what follows.
 
 Bytes that stay in the queue keep the socket readable, and a wait for more would return at once, for ever. Three things
 keep the waiting quiet:
 
 - `SO_RCVLOWAT` tells the kernel how many bytes must be queued before the socket counts as readable: those that were
   seen and those that the ClientHello lacks at least. However small the pieces in which it comes, it is looked at a few
-  dozen times at most.
+  dozen times at most. (The line of version 1 of a PROXY header does not tell its length, but has 107 bytes at most.)
 - An end of the stream makes the socket readable whatever `SO_RCVLOWAT` says, and stays. `POLLRDHUP` tells it apart.
 - When its receive buffer runs full the kernel makes the socket readable too. After `FREE_LOOKS` looks that showed
   nothing new we pause between them.
@@ -19,13 +20,31 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+from collections.abc import Callable
+from typing import TypeVar
 
 import trio
 
-from trioproxy.errors import ConnectionLost, HelloTimeout, SilentPeer, StreamError, StreamTimeout, TruncatedHello
+from trioproxy.errors import (
+    BadProxyHeader,
+    ConnectionLost,
+    HelloError,
+    HelloTimeout,
+    SilentPeer,
+    StreamError,
+    StreamTimeout,
+    TruncatedHello,
+)
 from trioproxy.net.sock import Stream
 from trioproxy.wire.alerts import fatal_alert
 from trioproxy.wire.client_hello import MAX_HELLO, ClientHello, ClientHelloReader
+from trioproxy.wire.proxy_protocol import ProxyHeader, missing, read_header
+
+Found = TypeVar("Found")
+
+Look = Callable[[bytes, int], Found | int]
+"""Reads what is queued, of which so many bytes were shown to it before; says what it has found, or how many more bytes
+it needs at least."""
 
 FREE_LOOKS = 3
 """Times that we may be woken for nothing before we pause."""
@@ -49,22 +68,54 @@ async def peek_client_hello(stream: Stream) -> ClientHello:
         StreamInterrupted: the stream was interrupted.
     """
     reader = ClientHelloReader()
-    seen = 0  # bytes that lie in the queue and have been fed to the reader
+
+    def look(queued: bytes, seen: int) -> ClientHello | int:
+        return reader.feed(memoryview(queued)[seen:]) or reader.missing
+
+    return await _peek(stream, look, "ClientHello", TruncatedHello, HelloTimeout)
+
+
+async def take_proxy_header(stream: Stream) -> ProxyHeader:
+    """The PROXY header with which the peer must begin, taken out of the socket; what follows it stays there.
+
+    Args:
+        stream: A plain connection of which nothing was read. Its own deadline limits the wait.
+
+    Raises:
+        BadProxyHeader: the peer begins otherwise, or ends or falls silent within the header.
+        SilentPeer, ConnectionLost, StreamInterrupted: as `peek_client_hello`.
+    """
+
+    def look(queued: bytes, _: int) -> ProxyHeader | int:
+        return read_header(queued) or missing(queued)
+
+    header = await _peek(stream, look, "PROXY header", BadProxyHeader, BadProxyHeader)
+    try:
+        stream.sock.recv(header.size)
+    except OSError as exc:
+        raise ConnectionLost(f"reading failed: {exc}") from exc
+    return header
+
+
+async def _peek(
+    stream: Stream, look: Look[Found], what: str, truncated: type[HelloError], late: type[HelloError]
+) -> Found:
+    seen = 0  # bytes that lie in the queue and have been looked at
     futile = 0  # looks in a row that showed nothing new
     ended = False
     try:
         while True:
             queued = _look(stream.sock)
             if len(queued) > seen:
-                hello = reader.feed(memoryview(queued)[seen:])
-                if hello is not None:
-                    return hello
+                found = look(queued, seen)
+                if not isinstance(found, int):
+                    return found
                 seen = len(queued)
                 futile = 0
-                stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen + reader.missing)
+                stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen + found)
             if ended:
                 if seen:
-                    raise TruncatedHello("the client ended the connection within its ClientHello")
+                    raise truncated(f"the client ended the connection within its {what}")
                 raise SilentPeer("the client ended the connection without a byte")
             if futile >= FREE_LOOKS:
                 await trio.sleep(PAUSE)
@@ -73,7 +124,7 @@ async def peek_client_hello(stream: Stream) -> ClientHello:
             ended = _has_ended(stream.sock)  # asked before the next look, which then shows all that ever came
     except StreamTimeout as exc:
         if seen:
-            raise HelloTimeout("the ClientHello did not come to its end in time") from exc
+            raise late(f"the {what} did not come to its end in time") from exc
         raise SilentPeer("not a byte came in time") from exc
     finally:
         if seen:

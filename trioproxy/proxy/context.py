@@ -8,10 +8,15 @@ from collections.abc import Iterator
 
 import attrs
 
+from trioproxy.access import parse, within
 from trioproxy.challenges import ChallengeBoard
+from trioproxy.config.model import Listen
+from trioproxy.http.forwarded import client_of
 from trioproxy.http.headers import Arrival, http_date
+from trioproxy.http.messages import RequestHead
 from trioproxy.net.dial import Dialler
 from trioproxy.net.lan import Lan
+from trioproxy.net.limits import Admission, Shedder
 from trioproxy.net.listen import Peer
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper, Stream
@@ -19,26 +24,38 @@ from trioproxy.proxy.upstream import Pool
 from trioproxy.routing import Entry, RouteTable
 from trioproxy.snapshot import Cell
 
+REQUESTS_APART = 0.5
+"""Seconds for which a kept-alive connection must have been idle to be closed for another: a client that is at work asks
+again sooner, and would meet a connection that is being closed."""
+
+TUNNEL_SPARED = 10.0
+"""The same for a tunnel, whose end its users do notice."""
+
 
 class Drain:
-    """Tells connections that the server is stopping: the idle ones at once, the busy ones when they look."""
+    """Tells connections that the server is stopping: the idle ones at once, the busy ones when they look.
+
+    Attributes:
+        begun: Whether it is stopping.
+        idle: Those that wait for a next request.
+    """
 
     def __init__(self) -> None:
         self.begun = False
-        self._idle: set[Stream] = set()
+        self.idle: set[Stream] = set()
 
     def waiting(self, stream: Stream) -> None:
         """`stream` begins to wait for a next request, and may be interrupted without loss."""
-        self._idle.add(stream)
+        self.idle.add(stream)
 
     def busy(self, stream: Stream) -> None:
         """`stream` has something to do, or has ended."""
-        self._idle.discard(stream)
+        self.idle.discard(stream)
 
     def begin(self) -> None:
         """From now on no connection waits for another request."""
         self.begun = True
-        for stream in self._idle:
+        for stream in self.idle:
             stream.interrupt()
 
 
@@ -70,6 +87,8 @@ class ProxyContext:
         pool: Idle connections to the backends of sites.
         drain: Whether the server is stopping.
         pseudonym: Our name in Via, unlike that of any other proxy, so that a loop to ourselves shows.
+        tunnels: The clients of upgraded connections.
+        admission: Counts connections, and makes room for new ones.
         lan: The networks that this machine is on.
         numbers: Tell connections apart, together with the pseudonym.
     """
@@ -82,9 +101,37 @@ class ProxyContext:
     pool: Pool
     drain: Drain
     pseudonym: bytes
+    tunnels: set[Stream] = attrs.field(factory=set)
+    admission: Admission = attrs.field()
     lan: Lan = attrs.field(factory=Lan)
     numbers: Iterator[int] = attrs.field(factory=itertools.count)
     dates: Dates = attrs.field(factory=Dates)
+
+    @admission.default
+    def _make_admission(self) -> Admission:
+        return Admission(
+            Shedder(
+                (lambda: self.drain.idle, REQUESTS_APART),
+                (lambda: self.tunnels, TUNNEL_SPARED),
+                (self.pump.relays, TUNNEL_SPARED),
+                spare=self.pool.close_idle,
+            )
+        )
+
+
+def arrival(listen: Listen, peer: Peer, scheme: str, port: int) -> Arrival:
+    """What backends are told about a connection from `peer`.
+
+    Args:
+        listen: Names the proxies whose own forwarding fields are believed.
+        peer: Where it comes from.
+        scheme: "https" or "http".
+        port: The port that clients use from outside.
+    """
+    trusted = listen.trusted_proxies
+    if trusted and not within(parse(peer.host), trusted):
+        trusted = ()
+    return Arrival(peer.host, scheme, port, trusted)
 
 
 @attrs.frozen
@@ -102,6 +149,10 @@ class Visit:
     arrival: Arrival
     entry: Entry | None
     by_default: bool
+
+    def client(self, request: RequestHead) -> str:
+        """Whom the log calls the client of `request`."""
+        return client_of(request, self.arrival) if self.arrival.trusted else str(self.peer)
 
     def may_ask_for(self, name: str, routes: RouteTable) -> bool:
         """Whether a request for `name` belongs on this connection; if not: 421 (RFC 9110 section 15.5.20)."""

@@ -1,20 +1,16 @@
-"""Port 443: accept, look at the ClientHello without taking it, and show the connection to its place.
-
-The one place where a connection's errors end. Whatever happens to one connection is logged here and touches no other.
-"""
+"""Port 443: look at the ClientHello without taking it, and show the connection to its place."""
 
 from __future__ import annotations
 
 import logging
 import socket
 
-import trio
-
 from trioproxy.config.model import Passthrough
-from trioproxy.errors import HelloError, MissingServerName, SilentPeer, TrioproxyError, UnknownServerName
+from trioproxy.errors import AccessDenied, HelloError, MissingServerName, SilentPeer, UnknownServerName
 from trioproxy.net.listen import Peer
 from trioproxy.net.peek import peek_client_hello, refuse
 from trioproxy.net.sock import Stream
+from trioproxy.proxy.admission import admit, permitted
 from trioproxy.proxy.context import ProxyContext
 from trioproxy.proxy.passthrough import serve_passthrough
 from trioproxy.proxy.terminate import serve_site
@@ -33,25 +29,18 @@ async def serve_tls(ctx: ProxyContext, sock: socket.socket, peer: Peer) -> None:
         sock: The accepted socket, non-blocking; closed when this returns.
         peer: Where it comes from.
     """
-    stream = Stream(sock, ctx.reaper)
-    try:
-        await _show_in(ctx, stream, peer)
-    except TrioproxyError as exc:
-        log.info("%s: %s", peer, exc)
-    except Exception:
-        log.exception("%s: a bug in trioproxy ended this connection", peer)
-    finally:
-        stream.close()
+    await admit(ctx, sock, peer, _show_in)
 
 
 async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
     snapshot = ctx.cell.current
-    stream.deadline = trio.current_time() + snapshot.config.timeouts.hello
     try:
         hello = await peek_client_hello(stream)
         entry, by_default = _entry_for(snapshot, hello)
-    except SilentPeer:  # a port scan or a browser's spare connection: nothing to answer, nothing to report
-        return
+        if not permitted(ctx, entry, peer):
+            raise AccessDenied(f"{hello.server_name or entry.name} is not open to this client")
+    except SilentPeer:
+        raise
     except HelloError as exc:
         log.info("%s: refused: %s", peer, exc)
         await refuse(stream, exc.alert)

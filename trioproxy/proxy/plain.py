@@ -7,17 +7,18 @@ how renewals fail silently.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 
-from trioproxy.challenges import HTTP01_PREFIX
+from trioproxy.challenges import HTTP01_PREFIX, TOKEN
 from trioproxy.config.model import Config, HostPort, Passthrough, Route, Site, Target
-from trioproxy.errors import RequestError, TrioproxyError
-from trioproxy.http.headers import Arrival
+from trioproxy.errors import RequestError
 from trioproxy.http.messages import RequestHead
 from trioproxy.net.listen import Peer
 from trioproxy.net.sock import Stream
+from trioproxy.proxy.admission import admit, permitted
 from trioproxy.proxy.client import Client
-from trioproxy.proxy.context import ProxyContext, Visit
+from trioproxy.proxy.context import ProxyContext, Visit, arrival
 from trioproxy.proxy.exchange import exchange
 from trioproxy.proxy.serve_h1 import serve_h1
 from trioproxy.proxy.site import requested_name
@@ -31,28 +32,27 @@ BACKENDS_OWN = ("/.well-known/", "/.freepbx-known/")
 
 async def serve_plain(ctx: ProxyContext, sock: socket.socket, peer: Peer) -> None:
     """Serve one connection that was accepted on an http listener; `sock` is closed when this returns."""
-    stream = Stream(sock, ctx.reaper)
-    try:
-        await serve_h1(ctx, stream, Visit(peer, Arrival(peer.host, "http", 80), None, by_default=True), answer_plain)
-    except TrioproxyError as exc:
-        log.info("%s: %s", peer, exc)
-    except Exception:
-        log.exception("%s: a bug in trioproxy ended this connection", peer)
-    finally:
-        stream.close()
+    await admit(ctx, sock, peer, _converse)
+
+
+async def _converse(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
+    stream.deadline = math.inf  # requests have limits of their own
+    came = arrival(ctx.cell.current.config.listen, peer, "http", 80)
+    await serve_h1(ctx, stream, Visit(peer, came, None, by_default=True), answer_plain)
 
 
 async def answer_plain(ctx: ProxyContext, visit: Visit, request: RequestHead, client: Client) -> None:
     """Answer one request on port 80.
 
     Raises:
-        RequestError: 404 for a name that is configured nowhere, or where port 80 is off.
+        RequestError: 404 for a name that is configured nowhere, or where port 80 is off; 403 for a client that may not
+            ask, except for challenges.
         UpstreamError, ResponseAborted: as `exchange`.
     """
     snapshot = ctx.cell.current
     name = requested_name(request.authority)
     if name is not None and (answer := ctx.board.answer(name, _path(request))) is not None:
-        log.info("%s: challenge answered to %s", name, visit.peer.host)
+        log.info("%s: challenge answered to %s", name, visit.client(request))
         client.answer(200, [(b"content-type", b"application/octet-stream")], answer.encode())
         return
 
@@ -71,9 +71,12 @@ async def _answer_for_passthrough(
     if entry.http == "off":
         raise RequestError(f"{entry.name}: port 80 is off", 404)
     to = Target("http", entry.http_to.host, entry.http_to.port)
-    prefixes = ("/",) if entry.http == "all" else BACKENDS_OWN
+    welcome = permitted(ctx, entry, visit.peer)
+    prefixes = ("/",) if entry.http == "all" and welcome else BACKENDS_OWN
     backend = Site(entry.name, tuple(Route(prefix, to) for prefix in prefixes))
     if route_for(backend, _path(request)) is None:
+        if not welcome:
+            raise _not_open(entry)
         _redirect(config, request, client)
     else:
         # Routing as for a site also refuses a path that leaves the prefix again, `/.well-known/../admin`.
@@ -85,11 +88,23 @@ async def _answer_for_site(
 ) -> None:
     if site.http == "off":
         raise RequestError(f"{site.name}: port 80 is off", 404)
-    # A token that is not ours may be the backend's own: it gets the request, and nobody a redirect.
-    if site.http == "serve" or _path(request).startswith(HTTP01_PREFIX):
-        await exchange(ctx, config, visit, site, request, client)
-    else:
-        _redirect(config, request, client)
+    # A token that is not ours may be the backend's own: it gets the request, and nobody a redirect or a 403.
+    if not _is_challenge(_path(request)):
+        if not permitted(ctx, site, visit.peer):
+            raise _not_open(site)
+        if site.http == "redirect":
+            _redirect(config, request, client)
+            return
+    await exchange(ctx, config, visit, site, request, client)
+
+
+def _is_challenge(path: str) -> bool:
+    """Whether a path can be nothing but a question for a token: whatever leaves the folder again is none."""
+    return path.startswith(HTTP01_PREFIX) and TOKEN.fullmatch(path, len(HTTP01_PREFIX)) is not None
+
+
+def _not_open(entry: Passthrough | Site) -> RequestError:
+    return RequestError(f"{entry.name} is not open to this client", 403)
 
 
 def _path(request: RequestHead) -> str:

@@ -62,7 +62,7 @@ async def _answer(ctx: ProxyContext, visit: Visit, request: RequestHead, client:
         await answer(ctx, visit, request, client)
     except (RequestError, UpstreamError, ResponseAborted) as exc:
         level = logging.INFO if isinstance(exc, RequestError) else logging.WARNING
-        log.log(level, "%s: %s: %s", visit.peer, _described(request), exc)
+        log.log(level, "%s: %s: %s", visit.client(request), _described(request), exc)
         if client.started or isinstance(exc, ResponseAborted):
             client.broken = True
         else:
@@ -168,6 +168,10 @@ class H1Client:
                 self._reader.feed_eof()
         return event
 
+    def left(self) -> bool:
+        """See `Client.left`."""
+        return self._stream.left()
+
     def _skip_ready_body(self) -> None:
         """Read past a body that nobody wanted, as far as it is here already; if it is not, the connection must end."""
         try:
@@ -246,7 +250,11 @@ class H1Client:
         early = self._reader.rest()
         if early:
             await upstream.stream.send_all(early)
-        await tunnel(self._stream, upstream.stream, idle)
+        self._ctx.tunnels.add(self._stream)
+        try:
+            await tunnel(self._stream, upstream.stream, idle)
+        finally:
+            self._ctx.tunnels.discard(self._stream)
 
     def _add(self, data: bytes) -> None:
         self._out.append(data)

@@ -6,6 +6,7 @@ from trioproxy.config.model import Site
 from trioproxy.errors import InvalidName, RequestError
 from trioproxy.http.messages import RequestHead
 from trioproxy.names import split_authority
+from trioproxy.proxy.admission import permitted
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
 from trioproxy.proxy.exchange import exchange
@@ -16,12 +17,15 @@ async def answer_site(ctx: ProxyContext, visit: Visit, request: RequestHead, cli
     """Answer one request that came over a terminated connection.
 
     Raises:
-        RequestError: with the status to answer: 421 for an authority that does not belong here, 404 for no route.
+        RequestError: with the status to answer: 421 for an authority that does not belong here, 403 for a client that
+            may not ask, 404 for no route.
         UpstreamError: the backend failed before its response was passed on.
         ResponseAborted: it failed later.
     """
     snapshot = ctx.cell.current
     site = _site_for(snapshot.routes, visit, request.authority)
+    if not permitted(ctx, site, visit.peer):  # asked again: a reload may have changed the rule
+        raise RequestError(f"{site.name} is not open to this client", 403)
     await exchange(ctx, snapshot.config, visit, site, request, client)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import trio
 
 from trioproxy.config.model import Site
-from trioproxy.http.headers import Arrival
 from trioproxy.net.listen import Peer
 from trioproxy.net.sock import Stream
-from trioproxy.proxy.context import ProxyContext, Visit
+from trioproxy.proxy.context import ProxyContext, Visit, arrival
 from trioproxy.proxy.serve_h1 import serve_h1
 from trioproxy.proxy.site import answer_site
 
@@ -23,5 +22,6 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
     stream.deadline = trio.current_time() + snapshot.config.timeouts.hello
     await stream.start_tls_server(snapshot.contexts.of(site))
     stream.deadline = float("inf")
-    arrival = Arrival(peer.host, "https", snapshot.config.listen.public_https_port)
-    await serve_h1(ctx, stream, Visit(peer, arrival, site, by_default), answer_site)
+    listen = snapshot.config.listen
+    visit = Visit(peer, arrival(listen, peer, "https", listen.public_https_port), site, by_default)
+    await serve_h1(ctx, stream, visit, answer_site)
