@@ -140,6 +140,10 @@ class ConnectionLost(StreamError):
     """The peer reset the connection, the network lost it, or TLS broke."""
 
 
+class ClientLeft(StreamError):
+    """The client ended its connection while a backend was to be waited for on its behalf."""
+
+
 class StreamTimeout(StreamError):
     """The stream's own deadline passed while it waited."""
 

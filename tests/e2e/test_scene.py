@@ -170,7 +170,6 @@ def test_a_websocket_goes_through(stage: Scene, cloud_certificate: x509.Certific
     assert talked.stdout == b"one\ntwo\n"
 
 
-@pytest.mark.xfail(reason="nobody looks at a client while its backend is silent", strict=True)
 def test_a_client_that_leaves_ends_its_request(stage: Scene, cloud_certificate: x509.Certificate) -> None:
     with stage.client.download("https", CLOUD, "/hold/the-line") as download:
         assert download.line() == b"begin\n"

@@ -372,6 +372,20 @@ async def test_a_client_that_vanishes_mid_upload_takes_the_backends_connection_w
             await proxy.until_idle()
 
 
+async def test_a_client_that_leaves_while_the_backend_is_silent_ends_the_backends_connection() -> None:
+    async def silent(stream: trio.SocketStream, recording: Recording) -> None:
+        await read_until(stream, recording, b"never")
+
+    async with backend(silent) as (port, seen), stage(make_config(site(NAME, port))) as proxy:
+        stream = await proxy.tls(NAME)
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: cloud.test\r\n\r\n")
+        await until(lambda: seen.received)
+        await stream.transport_stream.aclose()
+        with trio.fail_after(3):
+            await until(lambda: seen.ended)
+            await proxy.until_idle()
+
+
 async def test_a_chunked_body_that_breaks_while_it_streams_aborts_the_backends_connection() -> None:
     async def waiting(stream: trio.SocketStream, recording: Recording) -> None:
         await read_until(stream, recording, b"never")

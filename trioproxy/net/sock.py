@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import select
 import socket
 import ssl
 import struct
@@ -183,6 +184,12 @@ class Stream:
     async def wait_writable(self) -> None:
         """Wait until a write would not block; after a non-blocking connect: until it has ended."""
         await self._until_writable()
+
+    def left(self) -> bool:
+        """Whether the peer has ended its direction or the connection, though what it sent before may be unread."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+        return bool(poll.poll(0))
 
     def quiet(self) -> bool:
         """Whether nothing at all has come: no byte, no end, no error. What an idle connection must be to be reused."""

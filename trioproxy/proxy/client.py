@@ -28,6 +28,9 @@ class Client(Protocol):
     async def receive(self) -> bytes | End:
         """The next piece of the request's body. Raises as `ready`, and StreamError when the client is lost."""
 
+    def left(self) -> bool:
+        """Whether the client has gone away, so that nobody waits for the response."""
+
     def informational(self, head: ResponseHead) -> None:
         """Pass on a 1xx response."""
 

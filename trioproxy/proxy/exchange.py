@@ -18,6 +18,7 @@ import trio
 
 from trioproxy.config.model import Config, Site, Timeouts
 from trioproxy.errors import (
+    ClientLeft,
     ResponseAborted,
     StreamError,
     StreamTimeout,
@@ -106,9 +107,11 @@ def _framed(request: RequestHead, piece: bytes | End) -> bytes:
 
 async def _attempt(ctx: ProxyContext, upstream: Upstream, asking: _Asking) -> None:
     """Ask once; the connection goes back to the pool if that left it clean, and is closed otherwise."""
+    ctx.reaper.watched.add(asking)
     try:
         await asking.ask(upstream)
     finally:
+        ctx.reaper.watched.discard(asking)
         if asking.clean and not ctx.drain.begun:
             ctx.pool.release(upstream)
         else:
@@ -116,9 +119,13 @@ async def _attempt(ctx: ProxyContext, upstream: Upstream, asking: _Asking) -> No
 
 
 class _Asking:
-    """One request on its way, and what is known of it so far."""
+    """One request on its way, and what is known of it so far.
 
-    __slots__ = ("choice", "clean", "client", "first", "request", "timeouts", "uploaded")
+    The reaper watches it: once a second it asks whether the client is still there, for a backend that is silent, a
+    long poll say, would otherwise be waited for on behalf of nobody.
+    """
+
+    __slots__ = ("choice", "clean", "client", "first", "request", "timeouts", "tunnelled", "uploaded", "upstream")
 
     def __init__(
         self, request: RequestHead, choice: Choice, client: Client, timeouts: Timeouts, first: bytes, whole: bool
@@ -130,8 +137,20 @@ class _Asking:
         self.first = first  # the head, and what of the body came with it
         self.uploaded = whole  # whether the backend has, or will have with `first`, all of the request
         self.clean = False  # whether the backend's connection may carry another request
+        self.tunnelled = False  # then an end is an end of one direction only, and the tunnel's to see
+        self.upstream: Upstream | None = None
+
+    def overdue(self, now: float) -> bool:  # noqa: ARG002 - it goes by the client, not by time
+        """See `Reaper`."""
+        return not self.tunnelled and self.client.left()
+
+    def interrupt(self, error: StreamError) -> None:  # noqa: ARG002
+        """See `Reaper`."""
+        if self.upstream is not None:
+            self.upstream.stream.interrupt(ClientLeft("the client left before the response was through"))
 
     async def ask(self, upstream: Upstream) -> None:
+        self.upstream = upstream
         upstream.reader.expect(self.request.method, upgrade=self.request.upgrade is not None)
         # A send that fails is no verdict: the backend may have answered (413, say) and closed. Reading will tell.
         with contextlib.suppress(StreamError):
@@ -182,6 +201,7 @@ class _Asking:
         client, reader = self.client, upstream.reader
         head = await self._final_head(upstream)
         if head.status == 101:
+            self.tunnelled = True
             await client.tunnel(head, upstream, self.timeouts.tunnel)
             return
         upstream.stream.expect(self.timeouts.tunnel)
@@ -216,6 +236,8 @@ class _Asking:
     async def _read_more(self, upstream: Upstream) -> None:
         try:
             data = await upstream.stream.receive_some()
+        except ClientLeft:
+            raise
         except StreamTimeout as exc:
             raise UpstreamTimeout(f"{self.choice.route.to}: no answer in time") from exc
         except StreamError as exc:
