@@ -203,6 +203,34 @@ async def test_a_reload_is_heeded_at_once(tmp_path: Path, autojump_clock: Jumpin
     assert len(w.authority.times(OTHER)) == 4
 
 
+async def test_what_another_process_brought_is_served_after_a_reload(tmp_path: Path, autojump_clock: Jumping) -> None:
+    w = world(tmp_path, acme_site(NAME))
+    await w.store.save(NAME, bundle(NAME))
+    w.serial(NAME)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(w.manager.run)
+        await trio.sleep(5)
+        await w.store.save(NAME, brought := bundle(NAME))
+        w.manager.wake()
+        await trio.sleep(5)
+        assert w.serial(NAME) == brought.leaf.serial
+        nursery.cancel_scope.cancel()
+    assert w.authority.orders == []
+
+
+async def test_a_reload_that_a_wish_saw_first_is_heeded_all_the_same(tmp_path: Path, autojump_clock: Jumping) -> None:
+    files = write_files(tmp_path, made := bundle("files.example.com"))
+    w = world(tmp_path / "store", acme_site(NAME))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(w.manager.run)
+        await trio.sleep(5)
+        w.reload(config(w.store.path, acme_site(NAME), files_site("files.example.com", files)))
+        await w.manager.look()
+        await trio.sleep(5)
+        assert w.source.served["files.example.com"].leaf == made.leaf
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_site_that_is_gone_when_its_certificate_comes(tmp_path: Path, autojump_clock: Jumping) -> None:
     w = world(tmp_path, acme_site(NAME), acme_site(OTHER))
     async with trio.open_nursery() as nursery:
@@ -223,8 +251,10 @@ async def test_a_site_that_turned_to_the_internal_ca_keeps_that(tmp_path: Path, 
         w.reload(config(tmp_path, internal_site(NAME)))
         internal = w.serial(NAME)
         await trio.sleep(5)
+        assert w.newest(NAME) != w.serial(NAME) == internal
+        await trio.sleep(6 * DAYS)
+        assert w.serial(NAME) not in (internal, w.newest(NAME))  # and it is renewed like any other
         nursery.cancel_scope.cancel()
-    assert w.newest(NAME) != w.serial(NAME) == internal
 
 
 async def test_a_wall_clock_that_jumps_forward_is_noticed_within_the_hour(

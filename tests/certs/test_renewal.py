@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from tests.certs.making import DAY, NOW, acme_site, bundle, due_bundle, key_pem, new_key
+from tests.certs.test_contexts import weak
 from tests.certs.test_files import break_at
 from tests.certs.world import run_for, world
 from trioproxy.acme.order import OrderRecord
@@ -277,6 +278,23 @@ async def test_a_forced_wish_is_granted_by_what_came_while_it_waited(tmp_path: P
     assert w.authority.orders == []
     assert [outcome.result for outcome in outcomes] == ["kept"]
     assert w.serial(NAME) == brought.leaf.serial
+
+
+async def test_two_processes_do_not_chase_what_is_due_from_the_start(tmp_path: Path, autojump_clock: Jumping) -> None:
+    w = world(tmp_path, acme_site(NAME))
+    w.authority.seconds[NAME] = 0
+    w.authority.issue = due_bundle
+    await run_for(HOUR, w, w.restarted())
+    assert w.authority.times(NAME) == [0, 1, 11, 41]
+
+
+async def test_a_pair_that_tls_does_not_take_is_replaced(tmp_path: Path, autojump_clock: Jumping) -> None:
+    w = world(tmp_path, acme_site(NAME))
+    await w.store.save(NAME, bundle(NAME))
+    (tmp_path / "certificates" / f"{NAME}.pem").write_bytes(weak().pem)
+    w.serial(NAME)
+    await run_for(10, w)
+    assert w.serial(NAME) == w.newest(NAME)
 
 
 async def test_another_processs_failure_is_heeded(tmp_path: Path, autojump_clock: Jumping) -> None:

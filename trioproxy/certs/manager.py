@@ -97,6 +97,7 @@ class Manager:
         self._woken = trio.Event()
         self._looking = trio.Lock()
         self._seen: Config | None = None
+        self._ready_for: Config | None = None
 
     # ---- the loop -----------------------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ class Manager:
         await trio.to_thread.run_sync(self._store.sweep)
         async with trio.open_nursery() as nursery:
             while True:
-                if self._config is not self._seen:
+                if self._config is not self._ready_for:
                     await self.look()
                     await self._make_ready()
                 self._renew_internal()
@@ -118,7 +119,7 @@ class Manager:
 
     def wake(self) -> None:
         """Look at the configuration and the store again: called after a reload."""
-        self._seen = None
+        self._seen = self._ready_for = None
         self._woken.set()
 
     async def look(self) -> None:
@@ -139,7 +140,7 @@ class Manager:
     async def _make_ready(self) -> None:
         """Do at the start and after a reload what should not wait until somebody calls."""
         snapshot = self._cell.current
-        sites = snapshot.config.sites
+        self._ready_for, sites = snapshot.config, snapshot.config.sites
         if snapshot.awaiting or any(site.tls == "internal" for site in sites.values()):
             await trio.to_thread.run_sync(self._source.prepare)
         for name in self._source.served.keys() - sites.keys():

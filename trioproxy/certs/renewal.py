@@ -52,7 +52,7 @@ class Known:
         leaf: Its own certificate; None while there is none that is for its name.
         renews: When to renew that, whatever went wrong.
         trouble: Attempts that failed.
-        problem: Why the store cannot be read, "" when it can.
+        problem: Why what the store has cannot be read or used, "" when it can.
     """
 
     leaf: Leaf | None = None
@@ -107,7 +107,11 @@ class Renewals:
         self._client: tuple[Acme, AcmeClient] | None = None
 
     def look_at(self, site: Site) -> Known:
-        """Learn what the store has for `site`. Raises StoreError; what was known before then stays."""
+        """Learn what the store has for `site`, and have it served if another certificate is.
+
+        Raises:
+            StoreError: it cannot be read; what was known before stays.
+        """
         bundle = self._store.load(site.name)
         trouble = self._store.trouble(site.name)
         leaf = bundle.leaf if bundle is not None and bundle.leaf.matches(site.name) else None
@@ -115,10 +119,20 @@ class Renewals:
         if before is not None and before.trouble is not None and before.leaf == leaf:
             # A failure that could not be written down, on a full disk perhaps, counts all the same.
             trouble = max(before.trouble, trouble or before.trouble, key=lambda t: t.failed_at)
-        known = self.known[site.name] = Known(leaf, renews(leaf), trouble)
+        problem = ""
+        if bundle is not None and leaf is not None and self._is_news(site.name, leaf):
+            try:
+                self._publish(site, bundle)
+            except CertificateError as exc:
+                leaf, problem = None, str(exc)
         if leaf is None and site.name not in self._cell.current.awaiting:
             self._cell.update(lambda s: attrs.evolve(s, awaiting=s.awaiting | {site.name}))
+        known = self.known[site.name] = Known(leaf, renews(leaf), trouble, problem)
         return known
+
+    def _is_news(self, name: str, leaf: Leaf) -> bool:
+        served = self._source.served.get(name)
+        return name in self._cell.current.awaiting or (served is not None and served.leaf != leaf)
 
     def look_at_first(self, site: Site) -> None:
         """As `look_at`; what cannot be read is due at once, and fails then as all else does, with its next attempt."""
@@ -145,8 +159,9 @@ class Renewals:
             before = self.look_at(site).leaf
             async with self._store.lock(name):
                 known, now = self.look_at(site), self._clock()
-                if known.leaf is not None and (known.leaf != before or (known.renews > now and not force)):
-                    return self._adopt(site, known.leaf)
+                if known.leaf is not None and known.renews > now and (not force or known.leaf != before):
+                    self._all_is_well(name)  # perhaps because another process has seen to it meanwhile
+                    return Outcome(name, "kept", self._dates(known.leaf))
                 trouble = known.trouble
                 if trouble is not None and trouble.holds(now) and not force and (trouble.rate_limited or not wished):
                     again = time_of_day(trouble.next_attempt, now)
@@ -159,16 +174,6 @@ class Renewals:
             return await self.failed(name, exc)
 
     # ---- inside -------------------------------------------------------------------------------------
-
-    def _adopt(self, site: Site, leaf: Leaf) -> Outcome:
-        """Serve the certificate that the store has: it is good, and another process may have brought it."""
-        served, awaited = self._source.served.get(site.name), site.name in self._cell.current.awaiting
-        if awaited or (served is not None and served.leaf != leaf):
-            bundle = self._store.load(site.name)
-            if bundle is not None:
-                self._publish(site, bundle)
-        self._all_is_well(site.name)
-        return Outcome(site.name, "kept", self._dates(leaf))
 
     async def _renew(self, site: Site, known: Known, report: Report) -> Outcome:
         """Order a certificate, keep it and serve it. TrioproxyError says why not; the old one is served then."""
@@ -203,13 +208,17 @@ class Renewals:
         return bundle
 
     def _publish(self, site: Site, bundle: Bundle) -> None:
-        """Let handshakes from now on get `bundle`, unless a reload has given the site other certificates meanwhile."""
+        """Let handshakes from now on get `bundle`, unless a reload has given the site other certificates meanwhile.
+
+        Raises:
+            CertificateError: TLS does not take it; nothing has changed then.
+        """
+        now = self._cell.current.config.sites.get(site.name)
+        if now is None or now.tls != "acme":
+            return
         context = self._source.context_of(site, bundle)
 
         def change(snapshot: Snapshot) -> Snapshot:
-            now = snapshot.config.sites.get(site.name)
-            if now is None or now.tls != "acme":
-                return snapshot
             contexts = snapshot.contexts.replaced(site.name, context)
             return attrs.evolve(snapshot, contexts=contexts, awaiting=snapshot.awaiting - {site.name})
 
@@ -235,8 +244,7 @@ class Renewals:
             log.warning("%s  %s; it needs no new certificate yet", name, exc)
             return Outcome(name, "failed", str(exc))
         trouble = self._one_more(known, exc)
-        problem = str(exc) if isinstance(exc, StoreError) else ""
-        self.known[name] = attrs.evolve(known, trouble=trouble, problem=problem)
+        self.known[name] = attrs.evolve(known, trouble=trouble)
         try:
             await self._store.note_trouble(name, trouble)
         except StoreError as store_exc:
@@ -264,7 +272,9 @@ class Renewals:
     def _announce(self, name: str, known: Known) -> None:
         ca, snapshot = authority(self._cell.current.config.acme.directory), self._cell.current
         if known.leaf is not None:
-            log.info("%s  valid to %s; asking %s for the next one", name, day(known.leaf.not_after, self._clock()), ca)
+            until, now = known.leaf.not_after, self._clock()
+            is_so = "valid to" if until > now else "expired on"
+            log.info("%s  %s %s; asking %s for the next one", name, is_so, day(until, now), ca)
         elif snapshot.routes.catch_all() is not None:
             log.info('%s  stays with "*" while I ask %s', name, ca)
         else:
