@@ -9,8 +9,8 @@
 Everything listens on a loopback address that only this process uses (it is made of the process's number), so that test
 runs beside each other, and their outgoing connections, cannot take a port between its choice and its use.
 
-The two programs are run inside a nursery and end with it; should the tests be killed, the kernel ends them. What they
-say is printed at the end, so that pytest shows it for tests that fail.
+The two programs are run inside a nursery and end with it. What they say is printed at the end, so that pytest shows it
+for tests that fail.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import os
 import shutil
 import socket
 import ssl
+import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import attrs
-import httpx
 import pytest
 import trio
 import trustme
@@ -57,6 +57,19 @@ def free_ports(address: str, count: int) -> list[int]:
     return ports
 
 
+async def fetch(url: str, body: bytes | None = None, *, ca_file: Path | None = None) -> bytes:
+    """What a URL answers to a GET, or to a POST of `body`; an error status raises."""
+    trust = None if ca_file is None else ssl.create_default_context(cafile=str(ca_file))
+    handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)]
+
+    def ask() -> bytes:
+        with urllib.request.build_opener(*handlers).open(url, body, timeout=PATIENCE) as response:
+            answer: bytes = response.read()
+            return answer
+
+    return await trio.to_thread.run_sync(ask)
+
+
 @attrs.frozen
 class Dns:
     """What Pebble believes of names. Unless told otherwise, every name has the one address 127.0.0.1."""
@@ -80,15 +93,14 @@ class Dns:
         await self._post("clear-servfail", {"host": f"{name}."})
 
     async def _post(self, path: str, order: dict[str, object]) -> None:
-        async with httpx.AsyncClient(trust_env=False) as http:
-            (await http.post(f"{self.management}/{path}", content=json.dumps(order))).raise_for_status()
+        await fetch(f"{self.management}/{path}", json.dumps(order).encode())
 
 
 class Program:
     """A program run by a nursery, and what it said."""
 
     def __init__(self, command: list[str], env: Mapping[str, str]) -> None:
-        self.command = ["setpriv", "--pdeathsig", "KILL", *command]
+        self.command = command
         self.env = {**{k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}, **env}
         self._said = bytearray()
         self._scope = trio.CancelScope()
@@ -105,7 +117,7 @@ class Program:
         with trio.fail_after(PATIENCE):
             for port in ports:
                 while not await self._accepts(address, port):
-                    assert not self._ended.is_set(), f"{self.command[3]} ended at once and said:\n{self.said()}"
+                    assert not self._ended.is_set(), f"{self.command[0]} ended at once and said:\n{self.said()}"
                     await trio.sleep(0.02)
 
     async def stop(self) -> None:
@@ -172,10 +184,7 @@ class Pebble:
 
     async def get(self, path: str) -> bytes:
         """Something else of its management interface, such as `intermediates/0` or `cert-status-by-serial/<hex>`."""
-        async with httpx.AsyncClient(
-            verify=ssl.create_default_context(cafile=str(self.ca_file)), trust_env=False
-        ) as http:
-            return (await http.get(f"{self.management}/{path}")).raise_for_status().content
+        return await fetch(f"{self.management}/{path}", ca_file=self.ca_file)
 
     def said(self) -> str:
         """What it has said so far; it says much, such as `Added order` for each order that it takes."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ssl
+import json
 from pathlib import Path
 
-import httpx
 from cryptography import x509
 
-from tests.pebble import needs_pebble, running_pebble
+from tests.pebble import fetch, needs_pebble, running_pebble
 
 pytestmark = needs_pebble
 
 
 async def test_it_serves_a_directory_and_a_new_root_at_every_start(tmp_path: Path) -> None:
     async with running_pebble(tmp_path, http_port=5002) as ca:
-        trust = ssl.create_default_context(cafile=str(ca.ca_file))
-        async with httpx.AsyncClient(verify=trust, trust_env=False) as http:
-            assert "newOrder" in (await http.get(ca.directory)).json()
+        assert "newOrder" in json.loads(await fetch(ca.directory, ca_file=ca.ca_file))
         before = await ca.root_pem()
         assert "Pebble Root" in x509.load_pem_x509_certificate(before).subject.rfc4514_string()
         await ca.restart()

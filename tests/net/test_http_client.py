@@ -103,7 +103,7 @@ async def serving(*scripts: bytes, tls: ssl.SSLContext | None = None) -> AsyncIt
 
 
 @pytest.fixture
-async def http() -> AsyncIterator[HttpClient]:
+async def http() -> AsyncIterator[HttpClient]:  # noqa: ASYNC124 - a fixture of pytest-trio, which is always async
     with HttpClient(None, Reaper()) as client:
         yield client
 
