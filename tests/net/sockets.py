@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
@@ -74,3 +76,21 @@ async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
 def open_descriptors() -> int:
     """How many descriptors this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """While it lasts this process gets no descriptor beside those that it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    holes: list[int] = []
+    try:
+        # The limit is one on numbers, so those below the highest one must be taken.
+        highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+        while not holes or holes[-1] < highest:
+            holes.append(os.open(os.devnull, os.O_RDONLY))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (holes[-1] + 1, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in holes:
+            os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -11,10 +12,12 @@ from typing import Any
 
 import attrs
 import h11
+import pytest
 import trio
 import trustme
 
 from tests.net.sockets import until
+from trioproxy.access import Network
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config, HostPort, Limits, Listen, Passthrough, Route, Site, Target, Timeouts
 from trioproxy.net.dial import Dialler
@@ -56,6 +59,20 @@ def client_context() -> ssl.SSLContext:
     return context
 
 
+def client_hello(name: str | None, *protocols: str) -> bytes:
+    """A ClientHello as OpenSSL writes it, offering these by ALPN."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    outgoing = ssl.MemoryBIO()
+    handshake = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        handshake.do_handshake()
+    return outgoing.read()
+
+
 def site(name: str, port: int, **changes: Any) -> Site:
     """A site whose one route leads to a backend on this machine."""
     return attrs.evolve(Site(name, (Route("/", Target("http", LOOPBACK, port)),)), **changes)
@@ -67,16 +84,27 @@ def passthrough(name: str, port: int, **changes: Any) -> Passthrough:
     return attrs.evolve(Passthrough(name, (there,), "challenges", there), **changes)
 
 
-def make_config(*entries: Site | Passthrough, timeouts: Timeouts | None = None, no_sni: str = "") -> Config:
+def networks(*texts: str) -> tuple[Network, ...]:
+    """IP networks, or single addresses."""
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+def make_config(
+    *entries: Site | Passthrough,
+    timeouts: Timeouts | None = None,
+    no_sni: str = "",
+    listen: Listen | None = None,
+    limits: Limits | None = None,
+) -> Config:
     """A configuration of these entries."""
     return Config(
         path=Path("config.toml"),
-        listen=Listen(no_sni=no_sni),
+        listen=listen or Listen(no_sni=no_sni),
         acme=Acme(),
         passthrough={e.name: e for e in entries if isinstance(e, Passthrough)},
         sites={e.name: e for e in entries if isinstance(e, Site)},
         timeouts=timeouts or Timeouts(),
-        limits=Limits(),
+        limits=limits or Limits(),
         storage=Path("/nonexistent"),
         control_socket=Path("/nonexistent/control.sock"),
     )
@@ -120,6 +148,11 @@ async def read_until(stream: trio.abc.ReceiveStream, recording: Recording, mark:
     return bytes(data)
 
 
+async def record_all(stream: trio.SocketStream, recording: Recording) -> None:
+    """A passthrough backend that only listens, and ends when the client has."""
+    await read_until(stream, recording, b"never")
+
+
 def answering(response: bytes) -> Script:
     """A backend that answers each bodiless request on a connection with `response`."""
 
@@ -150,22 +183,25 @@ class Stage:
     connections: trio.Nursery
     _clients: list[trio.SocketStream] = attrs.field(factory=list)
 
-    async def _connect(self, port: int) -> trio.SocketStream:
-        stream = await trio.open_tcp_stream(LOOPBACK, port)
+    async def _connect(self, port: int, source: str) -> trio.SocketStream:
+        stream = await trio.open_tcp_stream(LOOPBACK, port, local_address=source)
         self._clients.append(stream)  # closed with the stage
         return stream
 
-    async def plain(self) -> trio.SocketStream:
-        """A connection to port 80."""
-        return await self._connect(self.http)
+    async def plain(self, source: str = LOOPBACK) -> trio.SocketStream:
+        """A connection to port 80, from another loopback address if need be."""
+        return await self._connect(self.http, source)
 
-    async def raw(self) -> trio.SocketStream:
+    async def raw(self, source: str = LOOPBACK) -> trio.SocketStream:
         """A connection to port 443 on which nothing was said yet."""
-        return await self._connect(self.https)
+        return await self._connect(self.https, source)
 
-    async def tls(self, name: str) -> trio.SSLStream[trio.SocketStream]:
-        """A connection to the site `name`, after the handshake."""
-        stream = trio.SSLStream(await self.raw(), client_context(), server_hostname=name, https_compatible=True)
+    async def tls(self, name: str, source: str = LOOPBACK, first: bytes = b"") -> trio.SSLStream[trio.SocketStream]:
+        """A connection to the site `name`, after `first` was sent, and after the handshake."""
+        transport = await self.raw(source)
+        if first:
+            await transport.send_all(first)
+        stream = trio.SSLStream(transport, client_context(), server_hostname=name, https_compatible=True)
         await stream.do_handshake()
         return stream
 

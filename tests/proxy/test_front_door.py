@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import struct
 
 import pytest
@@ -15,9 +14,11 @@ from tests.proxy.stage import (
     answering,
     backend,
     client_context,
+    client_hello,
     make_config,
     passthrough,
     read_until,
+    record_all,
     site,
     stage,
 )
@@ -27,28 +28,11 @@ SITE = "cloud.test"
 PBX = "pbx.test"
 
 
-def client_hello(name: str | None) -> bytes:
-    """A ClientHello as OpenSSL writes it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    outgoing = ssl.MemoryBIO()
-    handshake = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
-    with pytest.raises(ssl.SSLWantReadError):
-        handshake.do_handshake()
-    return outgoing.read()
-
-
 def in_records_of(size: int, hello: bytes) -> bytes:
     """The same handshake message, cut into TLS records of `size` bytes."""
     message = hello[5:]
     pieces = (message[i : i + size] for i in range(0, len(message), size))
     return b"".join(b"\x16\x03\x01" + struct.pack(">H", len(piece)) + piece for piece in pieces)
-
-
-async def record_all(stream: trio.SocketStream, recording: Recording) -> None:
-    """A passthrough backend that only listens, and ends when the client has."""
-    await read_until(stream, recording, b"never")
 
 
 ALERT = {
