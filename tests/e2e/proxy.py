@@ -28,26 +28,26 @@ class Trioproxy:
         self._ca_file = ca_file
         folder.mkdir(parents=True, exist_ok=True)
 
-    def configure(self, text: str, drain: str = "10s") -> None:
-        """Write a configuration: `text` holds the tables `passthrough` and `sites`."""
+    def configure(self, text: str, drain: str = "10s", connect: str = "5s", listen: str = "") -> None:
+        """Write a configuration: `text` holds the tables `passthrough` and `sites`, `listen` more of `listen`."""
         self.config.write_text(
-            f"{self._listen()}\n"
+            f"{self._listen()}{listen}\n"
             f'[acme]\nemail = "me@myname.com"\ndirectory = "{self.directory}"\nca_file = "{self._ca_file}"\n'
-            f'[timeouts]\ndrain = "{drain}"\n'
+            f'[timeouts]\ndrain = "{drain}"\nconnect = "{connect}"\n'
             f'[storage]\npath = "{self.storage}"\n'
             f"{text}"
         )
 
     def _listen(self) -> str:
         if self.host.isolated:
-            return ""
+            return "[listen]\n"
         https, http = self.host.at(443), self.host.at(80)
         return f'[listen]\nhttps = ["{https}"]\nhttp = ["{http}"]\npublic_https_port = {self.host.port(443)}\n'
 
     @contextlib.contextmanager
-    def serving(self) -> Iterator[Software]:
-        """`trioproxy serve`, from its `ready` until the block ends."""
-        with running(self.host, *self._command("serve")) as software:
+    def serving(self, *prefix: str) -> Iterator[Software]:
+        """`trioproxy serve`, from its `ready` until the block ends; `prefix` is a command that runs it."""
+        with running(self.host, *prefix, *self._command("serve")) as software:
             try:
                 software.wait_for(r"\bready\b")
                 yield software

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from trioproxy.certs.contexts import read_files
 from trioproxy.certs.preflight import check_files
+from trioproxy.cli import transparent
 from trioproxy.cli.common import CONFIG_WRONG, config_path, json_option, print_mistakes, read_config
 from trioproxy.config.advice import warnings
 from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, CertificateFiles, Config, Passthrough, Route, Site
@@ -77,7 +78,7 @@ def command(context: click.Context, as_json: bool) -> None:
         if mistakes := check_files(config):
             error = ConfigError(config.path, tuple(mistakes))
         table = rows(config)
-        advice = [*warnings(config), *_certificate_warnings(config, datetime.now(UTC))]
+        advice = [*warnings(config), *_certificate_warnings(config, datetime.now(UTC)), *_transparency(config)]
     if as_json:
         _print_json(config_path(context), error, table, advice)
     else:
@@ -142,6 +143,12 @@ def _certificate_warnings(config: Config, now: datetime) -> Iterator[str]:
             yield f"{site.name}: {path} expired on {leaf.not_after:%Y-%m-%d}: put a new one there"
         elif leaf.not_after < now + EXPIRES_SOON:
             yield f"{site.name}: {path} expires on {leaf.not_after:%Y-%m-%d}, and trioproxy does not renew files"
+
+
+def _transparency(config: Config) -> list[str]:
+    """What keeps transparent names from working on this machine."""
+    plan = transparent.plan(config)
+    return transparent.missing(plan, transparent.look(plan)) if plan.backends or plan.unresolved else []
 
 
 # ---- printing -----------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ COMMANDS = {
     "demo": "Run the proxy on this machine with stand-in backends, to try it out.",
     "check": "Say what is wrong with the configuration, and where each name leads.",
     "certs": "List and renew certificates.",
+    "transparent-setup": 'Print what names with client_ip = "transparent" need of this machine.',
 }
-"""What each command does. It is in the module of its name, where it is called `command`."""
+"""What each command does. It is in the module of its name, with _ for -, where it is called `command`."""
 
 
 class Commands(click.Group):
@@ -34,7 +35,7 @@ class Commands(click.Group):
         """The command of that name, None if there is none."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"trioproxy.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"trioproxy.cli.{cmd_name.replace('-', '_')}").command
         accept_config(command)
         return command
 
