@@ -159,6 +159,22 @@ def test_what_the_backend_says_to_others_is_left_alone(ready: Home) -> None:
         run(client, "ip", "route", "delete", "10.1.2.3", check=True)
 
 
+def test_a_kernel_that_looks_senders_up_by_their_mark_is_told_by_check(ready: Home) -> None:
+    """wg-quick sets this, and then every answer of a backend is dropped as if somebody had made it up."""
+    assert "src_valid_mark" not in ready.warnings()
+    ready.proxy.configure(CONFIGURATION, connect="1s")
+    run(ready.gateway, "sysctl", "-qw", "net.ipv4.conf.all.src_valid_mark=1", check=True)
+    try:
+        assert "src_valid_mark is 1" in ready.warnings()
+        with ready.proxy.serving():
+            assert run(ready.client.host, *ready.client.command("https", FOUR, "/")).returncode == 35
+            run(ready.gateway, "sysctl", "-qw", "net.ipv4.conf.all.src_valid_mark=0", check=True)
+            assert ready.client.get("https", FOUR, "/").text.strip() == CLIENT[IPV4]
+    finally:
+        run(ready.gateway, "sysctl", "-qw", "net.ipv4.conf.all.src_valid_mark=0", check=True)
+        ready.proxy.configure(CONFIGURATION)
+
+
 # ---- before it is set up ------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -282,37 +283,47 @@ def look(plan: Plan, ask: Ask | None = None) -> Machine:
     """What the machine says of itself; `ask` runs the commands `nft` and `ip`."""
     ask = ask or _run
     families = {4: socket.AF_INET, 6: socket.AF_INET6}
-    unseen = ""
-    for program, package in (("nft", "nftables"), ("ip", "iproute2")):
-        if shutil.which(program) is None:
-            unseen = f"the command `{program}` is not installed (on Debian: apt-get install {package})"
-    if not unseen and ask(["nft", "list", "tables"]) is None:
-        unseen = "only root may look: run this command as root"
+    versions = _versions(plan)
+    unseen = _unseen(ask)
+    gateways = [
+        gateway for v in versions for gateway in _gateways(ask(["ip", "-j", f"-{v}", "route", "show", "default"]))
+    ]
     return Machine(
-        may=all(allowed(families[version]) for version in _versions(plan)),
-        elements=_elements(ask(["nft", "-j", "list", "table", "inet", NFT_TABLE])) if not unseen else None,
-        rules=frozenset(v for v in _versions(plan) if not unseen and _has_rule(ask(["ip", "-j", f"-{v}", "rule"]))),
+        may=all(allowed(families[v]) for v in versions),
+        elements=None if unseen else _elements(ask(["nft", "-j", "list", "table", "inet", NFT_TABLE])),
+        rules=frozenset(v for v in versions if _has_rule(ask(["ip", "-j", f"-{v}", "rule"]))),
         routes=frozenset(
-            v
-            for v in _versions(plan)
-            if not unseen and _has_route(ask(["ip", "-j", f"-{v}", "route", "show", "table", TABLE]))
+            v for v in versions if _has_route(ask(["ip", "-j", f"-{v}", "route", "show", "table", TABLE]))
         ),
         unseen=unseen,
         own=frozenset(b.host for b in plan.backends if _is_own(ask(["ip", "-j", "route", "get", b.host]))),
         on_link=on_link_networks(),
-        gateways=tuple(
-            a for v in _versions(plan) for a in _gateways(ask(["ip", "-j", f"-{v}", "route", "show", "default"]))
-        ),
+        gateways=tuple(gateways),
         marked_sources=_marked_sources(),
     )
 
 
 def _run(command: Sequence[str]) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - ours
-    except OSError:
+        done = subprocess.run(  # noqa: S603 - ours
+            command, capture_output=True, text=True, timeout=10, check=False, env={**os.environ, "PATH": _path()}
+        )
+    except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def _path() -> str:
+    """Where commands are looked for: also where Debian keeps nft and ip, and ordinary users do not look."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
+def _unseen(ask: Ask) -> str:
+    """Why it cannot be told what is there; "" where it can."""
+    for program, package in (("nft", "nftables"), ("ip", "iproute2")):
+        if shutil.which(program, path=_path()) is None:
+            return f"the command `{program}` is not installed (on Debian: apt-get install {package})"
+    return "only root may look: run this command as root" if ask(["nft", "list", "tables"]) is None else ""
 
 
 def _elements(table: str | None) -> dict[int, set[tuple[str, int]]] | None:
