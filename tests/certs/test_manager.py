@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -135,6 +136,23 @@ async def test_users_files_are_read_at_the_start(
     assert len(caplog.records) == 1
 
 
+async def test_the_internal_ca_is_made_before_anybody_waits_for_it(tmp_path: Path, autojump_clock: Jumping) -> None:
+    w = world(tmp_path, internal_site("x.internal"))
+    await run_for(1, w)
+    assert w.store.internal_ca() is not None
+    assert w.source.served == {}
+
+
+async def test_litter_of_a_crash_is_swept(tmp_path: Path, autojump_clock: Jumping) -> None:
+    w = world(tmp_path, acme_site(NAME))
+    await w.store.save(NAME, bundle(NAME))
+    litter = tmp_path / "certificates" / ".0123.new"
+    litter.touch()
+    os.utime(litter, (0, 0))
+    await run_for(1, w)
+    assert not litter.exists()
+
+
 # ---- several names ------------------------------------------------------------------------------------
 
 
@@ -197,10 +215,13 @@ async def test_a_reload_is_heeded_at_once(tmp_path: Path, autojump_clock: Jumpin
         assert w.serial(OTHER) == w.newest(OTHER)
         assert [status.name for status in w.manager.listing()] == [NAME, OTHER]
         w.reload(config(tmp_path, acme_site(OTHER)))
+        await trio.sleep(5)
+        assert list(w.source.served) == [OTHER]
+        assert [outcome.name for outcome in await w.manager.renew([], True, lambda _: None)] == [OTHER]
         await trio.sleep(200 * DAYS)
         nursery.cancel_scope.cancel()
     assert len(w.authority.times(NAME)) == 1  # it is no longer configured
-    assert len(w.authority.times(OTHER)) == 4
+    assert len(w.authority.times(OTHER)) == 5
 
 
 async def test_what_another_process_brought_is_served_after_a_reload(tmp_path: Path, autojump_clock: Jumping) -> None:
@@ -216,19 +237,6 @@ async def test_what_another_process_brought_is_served_after_a_reload(tmp_path: P
         assert w.serial(NAME) == brought.leaf.serial
         nursery.cancel_scope.cancel()
     assert w.authority.orders == []
-
-
-async def test_a_reload_that_a_wish_saw_first_is_heeded_all_the_same(tmp_path: Path, autojump_clock: Jumping) -> None:
-    files = write_files(tmp_path, made := bundle("files.example.com"))
-    w = world(tmp_path / "store", acme_site(NAME))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(w.manager.run)
-        await trio.sleep(5)
-        w.reload(config(w.store.path, acme_site(NAME), files_site("files.example.com", files)))
-        await w.manager.look()
-        await trio.sleep(5)
-        assert w.source.served["files.example.com"].leaf == made.leaf
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_site_that_is_gone_when_its_certificate_comes(tmp_path: Path, autojump_clock: Jumping) -> None:

@@ -152,12 +152,11 @@ async def test_a_pair_that_does_not_read_back_never_gets_into_place(
     await store.save(NAME, old)
     real = files.read
 
-    def bad_sector(path: Path) -> bytes | None:
-        data = real(path)
-        return data and (data.replace(b"A", b"B") if path.name.endswith(".new") else data)
+    def wrong_sector(path: Path) -> bytes | None:
+        return old.pem if path.name.endswith(".new") else real(path)
 
-    monkeypatch.setattr(files, "read", bad_sector)
-    with pytest.raises(CertificateError):
+    monkeypatch.setattr(files, "read", wrong_sector)
+    with pytest.raises(CertificateError, match="the disk is failing"):
         await store.save(NAME, bundle(NAME))
     monkeypatch.undo()
     assert store.load(NAME) == old
