@@ -104,3 +104,29 @@ def haproxy(host: Host, folder: Path, pem: Path, port: int = 443) -> Iterator[So
     with running(host, "haproxy", "-db", "-f", str(config)) as software:
         listening(host, port)
         yield software
+
+
+FRONT = """
+global
+    log stdout format raw local0
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+"""
+
+
+@contextlib.contextmanager
+def front(host: Host, folder: Path, to: str, *ways: tuple[int, str]) -> Iterator[None]:
+    """HAProxy as a load balancer before a proxy: each way is a port, and options of the server to which it leads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        f"listen at{port}\n    bind 0.0.0.0:{port}\n    bind [::]:{port}\n    server only {to} {options}\n"
+        for port, options in ways
+    ]
+    config = folder / "haproxy.cfg"
+    config.write_text(FRONT + "".join(lines))
+    with running(host, "haproxy", "-db", "-f", str(config)):
+        listening(host, *(port for port, _ in ways))
+        yield
