@@ -301,8 +301,11 @@ async def test_the_listing_shows_work_in_progress_and_what_came_of_it(tmp_path: 
 
 async def test_the_commands_take_and_give_json(tmp_path: Path, autojump_clock: Jumping) -> None:
     w = world(tmp_path, acme_site(NAME))
+    await w.store.save(NAME, due_bundle(NAME))
     commands = handlers(w.manager)
     lines: list[str] = []
+    listed = json.loads(json.dumps(await commands["certs.list"]({}, nobody)))
+    assert listed["certificates"][0]["state"] == "due"  # also before the manager has looked of itself
     result = await commands["certs.renew"](json.loads(json.dumps({"names": [NAME], "force": False})), lines.append)
     assert json.loads(json.dumps(result))["outcomes"][0]["result"] == "renewed"
     assert lines

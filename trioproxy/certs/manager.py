@@ -325,7 +325,7 @@ def handlers(manager: Manager) -> dict[str, Handler]:
     """What the control socket carries out for `certs list` and `certs renew`."""
 
     async def list_all(_: dict[str, Any], __: Report) -> dict[str, Any]:
-        await trio.lowlevel.checkpoint()
+        await manager.look()
         return {"certificates": [attrs.asdict(status) for status in manager.listing()]}
 
     async def renew(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
