@@ -134,6 +134,7 @@ def _trioproxy(folder: Path, port: int, names: Mapping[str, int]) -> list[str | 
     file = folder / "config.toml"
     lines = [
         f'[listen]\nhttps = ["127.0.0.1:{port}"]\nhttp = []',
+        "[limits]\nconnections = 100000\nconnections_per_ip = 100000",  # all of them come from this machine
         f'[storage]\npath = "{folder / "storage"}"',
         "[passthrough]",
         *(f'"{name}" = "127.0.0.1:{to}"' for name, to in names.items()),
