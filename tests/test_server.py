@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,11 +15,13 @@ import attrs
 import pytest
 import trio
 
-from tests.net.sockets import until
+from tests.net.sockets import no_more_descriptors, until
 from tests.proxy.stage import HELLO, LOOPBACK, Caller, answering, backend, make_config, site
-from trioproxy.config.model import CertificateFiles, Config, HostPort, Listen, Timeouts
+from trioproxy.config.model import CertificateFiles, Config, HostPort, Limits, Listen, Timeouts
 from trioproxy.control import ask
 from trioproxy.errors import ConfigError, ListenError, Mistake
+from trioproxy.net.lan import Lan
+from trioproxy.proxy import context
 from trioproxy.server import Addresses, Server
 
 NAME = "cloud.test"
@@ -157,6 +160,51 @@ async def test_a_reload_that_cannot_bind_changes_nothing(tmp_path: Path, caplog:
             assert f"{taken} is held by" in await reloaded(caplog)
             async with await trio.open_tcp_stream(LOOPBACK, addresses.http[0].port) as stream:
                 assert (await Caller(stream).ask("GET", "/", NAME)).status == 308  # the old name, on the old port
+
+
+async def test_the_networks_of_this_machine_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    followed = trio.Event()
+
+    async def follow(self: Lan) -> None:
+        followed.set()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Lan, "run", follow)
+    async with running(configured(tmp_path, make_config(site(NAME, 1, tls="internal")))):
+        with trio.fail_after(5):
+            await followed.wait()
+
+
+async def test_without_descriptors_idle_connections_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "REQUESTS_APART", 0)
+    async with running(configured(tmp_path, make_config(site(NAME, 1)))) as addresses:
+        port = addresses.http[0].port
+        idle = [await trio.open_tcp_stream(LOOPBACK, port) for _ in range(3)]
+        for stream in idle:
+            assert (await Caller(stream).ask("GET", "/", NAME)).status == 308
+        late = trio.socket.socket()
+        with no_more_descriptors():
+            await late.connect((LOOPBACK, port))
+            with trio.fail_after(1):
+                assert (await Caller(trio.SocketStream(late)).ask("GET", "/", NAME)).status == 308
+        late.close()
+        for stream in idle:
+            await trio.aclose_forcefully(stream)
+
+
+async def test_a_reload_brings_new_limits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = configured(tmp_path, make_config(site(NAME, 1)))
+    new = attrs.evolve(old, limits=Limits(connections_per_ip=1))
+    async with running(old, lambda: new) as addresses:
+        port = addresses.http[0].port
+        async with await trio.open_tcp_stream(LOOPBACK, port) as first:
+            assert (await Caller(first).ask("GET", "/", NAME)).status == 308
+            await reloaded(caplog)
+            async with await trio.open_tcp_stream(LOOPBACK, port) as second:
+                await second.send_all(b"x")
+                with contextlib.suppress(trio.BrokenResourceError):
+                    assert await second.receive_some() == b""
+    assert "limits.connections_per_ip" in caplog.text
 
 
 async def test_stopping_lets_a_running_response_finish(tmp_path: Path) -> None:

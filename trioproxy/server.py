@@ -116,7 +116,7 @@ class Server:
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
             control_socket(config.control_socket) as control,
         ):
-            raise_descriptor_limit(config.limits.connections)
+            self._ctx.admission.possible = raise_descriptor_limit(config.limits.connections)
             addresses = self._listeners.bind(config.listen)
             async with trio.open_nursery() as services:
                 services.start_soon(self._reaper.run)
@@ -190,7 +190,7 @@ class Server:
             return
         if (config.storage, config.control_socket) != (old.storage, old.control_socket):
             log.warning("storage.path and control.socket change with a restart, not with a reload")
-        raise_descriptor_limit(config.limits.connections)
+        self._ctx.admission.possible = raise_descriptor_limit(config.limits.connections)
         snapshot = self._snapshot(config)
         self._cell.update(lambda _: snapshot)
         self._manager.wake()

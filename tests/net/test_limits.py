@@ -194,6 +194,15 @@ async def test_beyond_the_limit_an_idle_connection_makes_room_for_each_new_one()
     assert door.enter(2)
 
 
+async def test_without_descriptors_for_as_many_the_limit_is_lower(caplog: pytest.LogCaptureFixture) -> None:
+    door = admission()
+    door.possible = 1
+    assert door.enter(10)
+    assert not door.enter(10)
+    [said] = caplog.messages
+    assert said.startswith("1 connections are open, which is all that there are descriptors for")
+
+
 async def test_each_address_has_a_limit_of_its_own() -> None:
     door = admission()
     first = door.introduce("192.0.2.1", 2)
@@ -289,9 +298,9 @@ def _soft_limit() -> Iterator[None]:
 def test_descriptors_are_allowed_for_as_many_connections_as_are(caplog: pytest.LogCaptureFixture) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     connections = min(hard, 5000) // 2 - SPARE_DESCRIPTORS
-    raise_descriptor_limit(connections)
+    assert raise_descriptor_limit(connections) == connections
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == max(1024, 2 * connections + SPARE_DESCRIPTORS)
-    raise_descriptor_limit(1)
+    assert raise_descriptor_limit(1) == 1
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == max(1024, 2 * connections + SPARE_DESCRIPTORS)
     assert caplog.messages == []
 
@@ -301,8 +310,10 @@ def test_too_few_descriptors_are_told_with_the_remedy(caplog: pytest.LogCaptureF
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard == resource.RLIM_INFINITY:
         pytest.skip("this process may have any number")
-    raise_descriptor_limit(hard)
+    possible = raise_descriptor_limit(hard)
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    assert hard // 4 < possible < hard // 2
     [said] = caplog.messages
+    assert f"enough for {possible} connections" in said
     assert said.startswith(f"limits.connections = {hard} takes up to {2 * hard + SPARE_DESCRIPTORS} descriptors")
     assert "LimitNOFILE=" in said

@@ -49,13 +49,13 @@ class Lan:
             return
         with events:
             while True:
-                await wait_readable(events.fileno())
-                await trio.sleep(SETTLE)
-                _empty(events)
-                networks = on_link_networks()
+                networks = on_link_networks()  # also at first: something may have changed before we listened
                 if networks != self.networks:
                     self.networks = networks
                     log.info("this machine is now on %s", ", ".join(map(str, networks)))
+                await wait_readable(events.fileno())
+                await trio.sleep(SETTLE)
+                _empty(events)
 
 
 def _empty(events: socket.socket) -> None:

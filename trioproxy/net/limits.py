@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import resource
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from heapq import nsmallest
@@ -143,12 +144,14 @@ class Admission:
 
     Attributes:
         shedder: Makes room when there are too many.
+        possible: How many connections the process has descriptors for.
         in_a_row: How many connections have come from the same address, one after the other.
         suspect: The address behind which all clients seem to be hidden; "" while none is.
     """
 
     def __init__(self, shedder: Shedder) -> None:
         self.shedder = shedder
+        self.possible = sys.maxsize
         self.in_a_row = 0
         self.suspect = ""
         self._open = 0
@@ -161,8 +164,9 @@ class Admission:
         Args:
             most: `limits.connections`.
         """
-        if self._open >= most:
-            message = f"{most} connections are open, which is limits.connections: idle ones make room for new ones"
+        if self._open >= most or self._open >= self.possible:
+            why = "limits.connections" if self._open >= most else "all that there are descriptors for"
+            message = f"{self._open} connections are open, which is {why}: idle ones make room for new ones"
             self.shedder.tally.note("connections beyond limits.connections", message)
             if not self.shedder.shed():
                 return False
@@ -216,23 +220,31 @@ def _network_of_one(host: str) -> str:
     return str(ip_network((host, 64), strict=False))
 
 
-def raise_descriptor_limit(connections: int) -> None:
+def raise_descriptor_limit(connections: int) -> int:
     """Allow this process the descriptors that so many connections take, or as many as it may have.
 
     Args:
         connections: `limits.connections`.
+
+    Returns:
+        How many connections there can be at once. Beyond that a client could be accepted whose backend could not be
+        called any more.
     """
     wanted = 2 * connections + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
+        return connections
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        log.warning(
-            "limits.connections = %d takes up to %d descriptors, and this process may have %d: set LimitNOFILE= in "
-            "its unit, or ulimit -n",
-            connections,
-            wanted,
-            allowed,
-        )
+    if allowed == wanted:
+        return connections
+    possible = (allowed - min(SPARE_DESCRIPTORS, allowed // 4)) // 2
+    log.warning(
+        "limits.connections = %d takes up to %d descriptors, and this process may have %d, which is enough for %d "
+        "connections: set LimitNOFILE= in its unit, or ulimit -n",
+        connections,
+        wanted,
+        allowed,
+        possible,
+    )
+    return possible
