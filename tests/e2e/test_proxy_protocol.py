@@ -10,6 +10,7 @@ The backend has no IPv6: what it hears of a client that comes by IPv6 it hears o
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,15 @@ CONFIGURATION = "".join(
     for (receiver, form), name in NAMES.items()
 )
 
+PLAIN, WRONG = "plain.myname.com", "wrong.myname.com"
+"""Names for `trioproxy probe`: neither backend gets a header, and the second one wants one."""
+
+PROBED = f"""
+[passthrough]
+"{PLAIN}" = "10.1.2.3:9443"
+"{WRONG}" = "10.1.2.3:{PORTS["haproxy"]}"
+"""
+
 WITHOUT, WITH_V1, WITH_V2 = 1443, 2443, 3443
 """Ports of the front that pass a connection on without a header, with one of version 1, and of version 2."""
 
@@ -68,9 +78,9 @@ class Net:
         """A client of the proxy on `host`."""
         return Client(self.hosts["client"], self.hosts[host], self.issuer)
 
-    def trioproxy(self, host: str) -> Trioproxy:
-        """A trioproxy for `host`."""
-        return Trioproxy(self.hosts[host], self.folder / host, "https://127.0.0.1/directory", self.issuer)
+    def trioproxy(self, host: str, folder: str = "") -> Trioproxy:
+        """A trioproxy for `host`, with its files in a folder of that name or of another one."""
+        return Trioproxy(self.hosts[host], self.folder / (folder or host), "https://127.0.0.1/directory", self.issuer)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +92,12 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
         issuer = trustme.CA()
         root = folder / "root.pem"
         issuer.cert_pem.write_to_path(str(root))
-        pem = certificate(issuer, folder, *NAMES.values())
+        pem = certificate(issuer, folder, *NAMES.values(), PLAIN)
         backend = made.hosts["backend"]
         with (
             nginx(backend, folder / "nginx", pem, PORTS["nginx"], proxy_protocol=True) as first,
             haproxy(backend, folder / "haproxy", pem, PORTS["haproxy"]) as second,
+            nginx(backend, folder / "plain", pem, 9443),
         ):
             yield Net(made.hosts, folder, root, {"nginx": first, "haproxy": second})
 
@@ -137,6 +148,26 @@ def test_large_answers_come_whole_behind_a_header(behind: Net) -> None:
     for receiver in RECEIVERS:
         answers = behind.client_of("proxy").get("https", NAMES[receiver, "v2"], "/[1-50]", "--parallel").body
         assert answers.count(CLIENT[4].encode() + b"\n") == 50
+
+
+# ---- which header? ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "accepted", "advice"),
+    [
+        (PLAIN, 0, ["none"], "none"),
+        (WRONG, 1, ["proxy-v1", "proxy-v2"], "proxy-v2"),
+        *((name, 0, ["proxy-v1", "proxy-v2"], f"proxy-{form}") for (_, form), name in NAMES.items()),
+    ],
+)
+def test_probe_finds_out(net: Net, name: str, status: int, accepted: list[str], advice: str) -> None:
+    proxy = net.trioproxy("proxy", "probed")
+    proxy.configure(PROBED + CONFIGURATION)
+    done = proxy.run("probe", name, "--json")
+    found = json.loads(done.stdout)
+    assert [form["form"] for form in found["backends"][0]["forms"] if form["accepted"]] == accepted
+    assert (found["client_ip"], done.returncode) == (advice, status)
 
 
 # ---- senders ------------------------------------------------------------------------------------------

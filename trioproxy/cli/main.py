@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "Run the proxy on this machine with stand-in backends, to try it out.",
     "check": "Say what is wrong with the configuration, and where each name leads.",
     "certs": "List and renew certificates.",
+    "probe": "Try which PROXY header the backend of a passthrough name understands.",
     "transparent-setup": 'Print what names with client_ip = "transparent" need of this machine.',
 }
 """What each command does. It is in the module of its name, with _ for -, where it is called `command`."""
