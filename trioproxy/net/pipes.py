@@ -39,11 +39,20 @@ class Pipe:
 
 
 class Pipes:
-    """Lends pipes."""
+    """Lends pipes.
+
+    Attributes:
+        lent: How many are with streams.
+    """
 
     def __init__(self) -> None:
         self._free: list[Pipe] = []
         self.lent = 0
+
+    @property
+    def free(self) -> int:
+        """How many are kept for the next streams."""
+        return len(self._free)
 
     def take(self) -> Pipe | None:
         """An empty pipe; None when there are enough, or the kernel gives no more: then bytes are copied instead."""

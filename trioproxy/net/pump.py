@@ -187,7 +187,11 @@ class _Relay:
 
 
 class Pump:
-    """The shared epoll. `run` must be running while `relay` is used."""
+    """The shared epoll. `run` must be running while `relay` is used.
+
+    Attributes:
+        pipes: What busy relays splice through.
+    """
 
     def __init__(self, reaper: Reaper) -> None:
         self._reaper = reaper
@@ -195,7 +199,7 @@ class Pump:
         self._from: dict[int, _Direction] = {}  # by the descriptor of the source
         self._run_queue: deque[_Direction] = deque()
         self._buffer = memoryview(bytearray(CHUNK))
-        self._pipes = Pipes()
+        self.pipes = Pipes()
 
     async def relay(self, client: Stream, backend: Stream, idle: float) -> None:
         """Carry bytes both ways until both directions have ended. A half-close is passed on as one.
@@ -243,7 +247,7 @@ class Pump:
                 self._work()
         finally:
             self._epoll.close()
-            self._pipes.close()
+            self.pipes.close()
 
     def _work(self) -> None:
         turns = len(self._run_queue)
@@ -269,7 +273,7 @@ class Pump:
     def _step(self, direction: _Direction) -> None:
         relay = direction.relay
         try:
-            moved, again = direction.move(self._buffer, self._pipes)
+            moved, again = direction.move(self._buffer, self.pipes)
             if direction.ended and not direction.other.ended:
                 direction.sink.shutdown(socket.SHUT_WR)
         except Exception as exc:  # whatever it is, it ends this relay alone, and is raised in its own task
@@ -293,7 +297,7 @@ class Pump:
         """
         self._reaper.watched.discard(relay)
         for direction in (relay.forth, relay.back):
-            direction.release(self._pipes)
+            direction.release(self.pipes)
             self._from.pop(direction.source.fileno(), None)
         if relay.task is not None:
             task, relay.task = relay.task, None
