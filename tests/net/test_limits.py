@@ -107,6 +107,7 @@ async def test_a_fruitless_search_is_not_repeated_at_once(autojump_clock: MockCl
 
 
 async def test_without_descriptors_what_nobody_misses_goes_first(autojump_clock: MockClock) -> None:
+    await trio.sleep(1)
     members = [Fake(0.0) for _ in range(AT_ONCE + 1)]
     spare = [3]
     shedder = Shedder((lambda: members, 0), spare=lambda: spare.pop() if spare else 0)
@@ -179,7 +180,8 @@ def admission(*members: Fake) -> Admission:
     return Admission(Shedder((lambda: members, 0)))
 
 
-async def test_beyond_the_limit_an_idle_connection_makes_room_for_each_new_one() -> None:
+async def test_beyond_the_limit_an_idle_connection_makes_room_for_each_new_one(autojump_clock: MockClock) -> None:
+    await trio.sleep(1)
     idle = Fake(0.0)
     door = admission(idle)
     assert door.enter(2)
@@ -189,12 +191,16 @@ async def test_beyond_the_limit_an_idle_connection_makes_room_for_each_new_one()
     assert shed_of([idle]) == [True]
     assert not door.enter(2)  # nobody else is idle
     door.leave()  # the one that was shed
+    await trio.sleep(FRUITLESS)
     assert not door.enter(2)
     door.leave()
     assert door.enter(2)
 
 
-async def test_without_descriptors_for_as_many_the_limit_is_lower(caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_descriptors_for_as_many_the_limit_is_lower(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await trio.sleep(1)
     door = admission()
     door.possible = 1
     assert door.enter(10)
@@ -203,7 +209,7 @@ async def test_without_descriptors_for_as_many_the_limit_is_lower(caplog: pytest
     assert said.startswith("1 connections are open, which is all that there are descriptors for")
 
 
-async def test_each_address_has_a_limit_of_its_own() -> None:
+def test_each_address_has_a_limit_of_its_own() -> None:
     door = admission()
     first = door.introduce("192.0.2.1", 2)
     assert first is not None
@@ -215,7 +221,7 @@ async def test_each_address_has_a_limit_of_its_own() -> None:
     assert door.introduce("192.0.2.1", 2) is None
 
 
-async def test_all_addresses_of_an_ipv6_network_are_one_client() -> None:
+def test_all_addresses_of_an_ipv6_network_are_one_client() -> None:
     door = admission()
     assert door.introduce("2001:db8:0:1::1", 2) is not None
     assert door.introduce("2001:db8:0:1:ffff::2", 2) is not None
@@ -223,7 +229,7 @@ async def test_all_addresses_of_an_ipv6_network_are_one_client() -> None:
     assert door.introduce("2001:db8:0:2::1", 2) is not None
 
 
-async def test_nothing_is_kept_of_those_who_have_left() -> None:
+def test_nothing_is_kept_of_those_who_have_left() -> None:
     door = admission()
     for number in range(300):
         key = door.introduce(f"2001:db8:0:{number:x}::1", 1)
@@ -232,7 +238,7 @@ async def test_nothing_is_kept_of_those_who_have_left() -> None:
     assert door._by_address == {}
 
 
-async def test_connections_in_a_row_from_one_address_are_counted() -> None:
+def test_connections_in_a_row_from_one_address_are_counted() -> None:
     door = admission()
     for host in ("192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2"):
         door.introduce(host, 2)  # the last one is one too many, and still came

@@ -148,6 +148,17 @@ async def read_until(stream: trio.abc.ReceiveStream, recording: Recording, mark:
     return bytes(data)
 
 
+async def rest(stream: trio.SocketStream) -> bytes:
+    """What still comes until the end, or until the reset that unread bytes bring about."""
+    recording = Recording()
+    try:
+        with trio.fail_after(5):
+            await read_until(stream, recording, b"never")
+    except trio.BrokenResourceError:
+        pass
+    return bytes(recording.received)
+
+
 async def record_all(stream: trio.SocketStream, recording: Recording) -> None:
     """A passthrough backend that only listens, and ends when the client has."""
     await read_until(stream, recording, b"never")
