@@ -16,7 +16,7 @@ from trioproxy.config.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COPIED = ["README.md", "docs/getting-started.md"]
+COPIED = ["README.md", "docs/getting-started.md", "docs/client-address.md"]
 """Pages whose configurations are shown to be copied whole; docs/configuration.md also shows parts and mistakes."""
 
 TELLING = 10
@@ -91,12 +91,17 @@ def test_the_two_pictures_differ_in_colour_only() -> None:
     assert bare("scene-light.svg") == bare("scene-dark.svg")
 
 
+def pair(folder: Path) -> Path:
+    """A file with a key and a certificate."""
+    file = folder / "pair.pem"
+    trustme.CA().issue_cert("cloud.myname.com").private_key_and_cert_chain_pem.write_to_path(str(file))
+    return file
+
+
 @needs("nginx")
 def test_nginx_accepts_the_configuration_that_it_is_compared_by(tmp_path: Path) -> None:
     [text] = blocks(ROOT / "README.md", "nginx")
-    pair = tmp_path / "pair.pem"
-    trustme.CA().issue_cert("cloud.myname.com").private_key_and_cert_chain_pem.write_to_path(pair)
-    text = re.sub(r"/etc/letsencrypt/\S+\.pem", str(pair), text)
+    text = re.sub(r"/etc/letsencrypt/\S+\.pem", str(pair(tmp_path)), text)
     # Who runs the tests may not bind ports below 1024, and nginx binds them even to check the file.
     text = re.sub(r"listen (443|80)\b", r"listen 127.0.0.1:4\1", text)
     text = re.sub(r"^include .*", f"load_module {STREAM_MODULE};" if STREAM_MODULE.exists() else "", text, flags=re.M)
@@ -109,4 +114,28 @@ def test_nginx_accepts_the_configuration_that_it_is_compared_by(tmp_path: Path) 
     done = subprocess.run(["nginx", "-t", "-c", file], capture_output=True, text=True, timeout=60, env=os.environ)
     if 'unknown directive "stream"' in done.stderr:
         pytest.skip("nginx has no stream module here (make test installs libnginx-mod-stream)")
+    assert done.returncode == 0, done.stderr
+
+
+@needs("nginx")
+def test_nginx_accepts_what_it_is_to_take_proxy_headers_by(tmp_path: Path) -> None:
+    [text] = blocks(ROOT / "docs/client-address.md", "nginx")
+    text = text.replace("/etc/ssl/pbx.pem", str(pair(tmp_path))).replace("listen 443", "listen 127.0.0.1:4443")
+    file = tmp_path / "nginx.conf"
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    folders = "".join(f"    {kind}_temp_path {tmp_path / kind};\n" for kind in kinds)
+    head = f"pid {tmp_path / 'pid'};\nerror_log stderr;\nevents {{}}\n"
+    file.write_text(f"{head}http {{\n    access_log off;\n{folders}{text}}}\n")
+    done = subprocess.run(["nginx", "-t", "-c", file], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@needs("haproxy")
+def test_haproxy_accepts_what_it_is_to_take_proxy_headers_by(tmp_path: Path) -> None:
+    [text] = blocks(ROOT / "docs/client-address.md", "haproxy")
+    file = tmp_path / "haproxy.cfg"
+    rest = "backend pbx\n    mode http\n    timeout connect 5s\n    timeout server 5s\n"
+    text = text.replace("mode http\n", "mode http\n    timeout client 5s\n", 1)
+    file.write_text(text.replace("/etc/ssl/pbx.pem", str(pair(tmp_path))) + rest)
+    done = subprocess.run(["haproxy", "-c", "-f", file], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
