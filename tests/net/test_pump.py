@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.net.sockets import open_descriptors, receive_all, receive_exactly, running, stream_pair
 from trioproxy.errors import ConnectionLost, StreamError, StreamTimeout
+from trioproxy.net import pump as pump_module
 from trioproxy.net.pump import CHUNK, QUOTA, Pump
 from trioproxy.net.sock import Reaper
 
@@ -207,6 +208,36 @@ async def test_a_bulk_stream_leaves_others_their_turn() -> None:
                     await small.client.send_all(b"ping")
                     assert await receive_exactly(small.backend, 4) == b"ping"
             peers.cancel_scope.cancel()
+
+
+class _CountingSocket(socket.socket):
+    """Counts shutdowns: a second one fails only if the peer has ended meanwhile, which is not to be had on demand."""
+
+    shutdowns = 0
+
+    def shutdown(self, how: int) -> None:
+        self.shutdowns += 1
+        super().shutdown(how)
+
+
+async def test_a_direction_that_ended_before_its_turn_came_is_not_ended_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "QUOTA", 1)
+    reaper = Reaper()
+    pump = Pump(reaper)
+    near, client = stream_pair(reaper)
+    far, backend = stream_pair(reaper)
+    counting = far.sock = _CountingSocket(fileno=far.sock.detach())
+    async with client, backend, trio.open_nursery() as nursery:
+        nursery.start_soon(pump.relay, near, far, 60)
+        await wait_all_tasks_blocked()
+        await client.send_all(bytes(CHUNK))
+        pump._work()  # moves a chunk, and queues the direction for more
+        await client.send_eof()
+        pump._work()  # the end comes as an event, and the direction's turn after it
+        assert counting.shutdowns == 1
+        nursery.cancel_scope.cancel()
+    near.close()
+    far.close()
 
 
 async def test_cancelling_the_owner_takes_the_relay_out() -> None:

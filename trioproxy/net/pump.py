@@ -267,7 +267,7 @@ class Pump:
         for _ in range(turns):
             direction = self._run_queue.popleft()
             direction.queued = False
-            if direction.relay.sleeping():
+            if direction.relay.sleeping() and not direction.ended:
                 self._step(direction)
 
     def _step(self, direction: _Direction) -> None:
