@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.net.sockets import until
 from trioproxy.control import NoServer, Report, ask, control_socket, serve_control
 from trioproxy.errors import ControlError, ListenError, StoreError
 
@@ -28,11 +29,25 @@ async def _refuse(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     raise StoreError("the disk is full")
 
 
+async def _talk_for_ever(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    while True:
+        report("still talking")
+        await trio.sleep(0.001)
+
+
+async def _stumble(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    await trio.lowlevel.checkpoint()
+    raise IndexError("a bug")
+
+
+HANDLERS = {"greet": _greet, "refuse": _refuse, "talk": _talk_for_ever, "stumble": _stumble}
+
+
 @asynccontextmanager
 async def served(path: Path) -> AsyncIterator[None]:
     with control_socket(path) as sock:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_control, sock, {"greet": _greet, "refuse": _refuse})
+            nursery.start_soon(serve_control, sock, HANDLERS)
             yield
             nursery.cancel_scope.cancel()
 
@@ -86,3 +101,38 @@ async def test_a_command_that_breaks_off_disturbs_nobody(tmp_path: Path) -> None
         assert b"error" in await stream.receive_some()
         await stream.aclose()
         assert await ask(path, "greet", {"name": "you", "times": 0}, print) == {"greeting": "hello you"}
+
+
+async def test_who_leaves_before_the_answer_leaves_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "trioproxy")
+    path = tmp_path / "control.sock"
+    async with served(path):
+        stream = await trio.open_unix_socket(str(path))
+        await stream.send_all(b'{"command": "talk", "arguments": {}}\n')
+        assert b"still talking" in await stream.receive_some()
+        await stream.aclose()
+        with trio.fail_after(5):
+            await until(lambda: bool(caplog.records))
+        assert await ask(path, "greet", {"name": "you", "times": 0}, print) == {"greeting": "hello you"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "a command went away before it was answered; what it had asked for is given up"
+    ]
+
+
+async def test_a_bug_in_a_command_is_told_to_whoever_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "control.sock"
+    async with served(path):
+        with pytest.raises(ControlError, match="a bug in trioproxy ended this command"):
+            await ask(path, "stumble", {}, print)
+        assert await ask(path, "greet", {"name": "you", "times": 0}, print) == {"greeting": "hello you"}
+    assert "a bug in trioproxy ended the command stumble" in caplog.text
+
+
+def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious.txt"
+    path.write_text("precious")
+    with pytest.raises(ListenError, match="this is no socket"), control_socket(path):
+        pass
+    assert path.read_text() == "precious"

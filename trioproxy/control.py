@@ -45,11 +45,14 @@ def control_socket(path: Path) -> Iterator[socket.socket]:
     """Listen on `path`, 0600, as long as the block runs; a file that a dead server left behind is replaced.
 
     Raises:
-        ListenError: another server listens there, or the folder cannot be written.
+        ListenError: another server listens there, something else than a socket is there, or the folder cannot be
+            written.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists() and not path.is_socket():
+            raise ListenError(f"{path}: this is no socket; move it away, or set control.socket to another path")
         if path.exists() and _answers(path):
             raise ListenError(f"{path}: another trioproxy is running with this storage; stop it first")
         path.unlink(missing_ok=True)
@@ -84,10 +87,10 @@ async def serve_control(sock: socket.socket, handlers: Mapping[str, Handler]) ->
     async def serve(stream: trio.SocketStream) -> None:
         try:
             await _answer(stream, handlers)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):  # the command was interrupted: Ctrl-C
-            pass
-        except Exception:
-            log.exception("a command failed")
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):  # Ctrl-C; a nursery may have wrapped it
+            log.info("a command went away before it was answered; what it had asked for is given up")
+        except* Exception:
+            log.exception("a bug in trioproxy ended a command")
 
     await trio.serve_listeners(serve, [listener])
 
@@ -129,6 +132,9 @@ async def _carry_out(line: bytes, handlers: Mapping[str, Handler], report: Repor
         return {"result": await handler(arguments, report)}
     except TrioproxyError as exc:
         return {"error": str(exc)}
+    except Exception:
+        log.exception("a bug in trioproxy ended the command %s", request["command"])
+        return {"error": "a bug in trioproxy ended this command; the server's log has the details"}
 
 
 # ---- the command's side -------------------------------------------------------------------------------
