@@ -188,6 +188,10 @@ class UpstreamUnreachable(UpstreamError):
     """A backend whose name does not resolve, or that refuses connections, or whose TLS fails."""
 
 
+class OutOfDescriptors(UpstreamError):
+    """A backend that was not called, because this process or machine has no descriptor or memory left for it."""
+
+
 class CannotBeClient(UpstreamError):
     """A backend that was not called, because it could not be called from the client's own address."""
 

@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.net.sockets import open_descriptors, receive_exactly, running, trio_stream
+from tests.net.sockets import no_more_descriptors, open_descriptors, receive_exactly, running, trio_stream
 from trioproxy.config.model import HostPort
-from trioproxy.errors import CannotBeClient, UpstreamTimeout, UpstreamUnreachable
+from trioproxy.errors import CannotBeClient, OutOfDescriptors, UpstreamTimeout, UpstreamUnreachable
 from trioproxy.net.dial import ATTEMPT_DELAY, Dialler
 from trioproxy.net.resolve import Address, NoAddress, Resolver
 from trioproxy.net.sock import Reaper, Stream
@@ -367,6 +367,39 @@ async def test_a_single_one_is_never_set_aside(caplog: pytest.LogCaptureFixture)
         with pytest.raises(UpstreamUnreachable):
             await dialler.dial_first([HostPort(ONE, port)], 5)
     assert caplog.records == []
+
+
+# ---- without descriptors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [ONE, "pbx.lan"])
+async def test_a_lack_of_descriptors_is_told_apart_and_blamed_on_no_backend(
+    host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dialler = Directory(ONE).dialler()
+    with backends(ONE) as (port, _), socket.create_server((TWO, port)):
+        both = [HostPort(host, port), HostPort(TWO, port)]
+        (await dialler.dial(both[0])).close()  # the resolver's thread needs descriptors too
+        with no_more_descriptors(), pytest.raises(OutOfDescriptors, match="Too many open files"):
+            await dialler.dial_first(both, 5)
+        assert reached(await dialler.dial_first(both, 5)) == ONE
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("host", [ONE, "pbx.lan"])
+async def test_idle_connections_make_room_for_a_new_one(host: str) -> None:
+    dialler = Directory(ONE).dialler()
+    with backends(ONE) as (port, _):
+        idle = [await dialler.dial(HostPort(host, port)) for _ in range(2)]
+
+        def make_room() -> int:
+            for stream in idle:
+                stream.close()
+            return len(idle)
+
+        dialler.make_room = make_room
+        with no_more_descriptors():
+            (await dialler.dial(HostPort(host, port))).close()
 
 
 # ---- from the client's own address --------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from socket import AF_INET
+
 import pytest
 import trio
 
+from tests.net.sockets import no_more_descriptors, until
 from tests.proxy.stage import (
     HELLO,
     LOOPBACK,
@@ -22,6 +25,8 @@ from tests.proxy.stage import (
     stage,
 )
 from trioproxy.config.model import HostPort, Listen
+from trioproxy.net.transparent import allowed
+from trioproxy.proxy import context
 from trioproxy.wire.proxy_protocol import Endpoint, ProxyHeader, encode_v1, encode_v2, read_header
 
 PBX = "pbx.test"
@@ -153,3 +158,35 @@ async def test_when_none_answers_the_alert_is_an_internal_error(form: str) -> No
         await stream.send_all(client_hello(PBX))
         with trio.fail_after(5):
             assert await read_until(stream, Recording(), b"never") == b"\x15\x03\x03\x00\x02\x02\x50"
+
+
+async def test_without_descriptors_an_idle_tunnel_makes_room_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "TUNNEL_SPARED", 0)
+    hello = client_hello(PBX)
+    async with backend(record_all) as (port, seen), stage(make_config(passthrough(PBX, port))) as proxy:
+        idle = await proxy.raw()
+        await idle.send_all(hello)
+        await until(lambda: len(seen.received) == len(hello))
+        fresh = await proxy.raw()
+        await fresh.send_all(hello[:-1])
+        await until(lambda: len(proxy.connections.child_tasks) == 2)  # accepted, but not dialled for
+        with no_more_descriptors(), trio.fail_after(5):
+            await fresh.send_all(hello[-1:])
+            await until(lambda: len(seen.received) == 2 * len(hello))
+
+
+@pytest.mark.skipif(not allowed(AF_INET), reason="only root may speak from others' addresses")
+async def test_a_transparent_backend_is_called_from_the_clients_own_address() -> None:
+    hello = client_hello(PBX)
+    peers: list[str] = []
+
+    async def who_calls(stream: trio.SocketStream, recording: Recording) -> None:
+        peers.append(stream.socket.getpeername()[0])
+        await record_all(stream, recording)
+
+    async with backend(who_calls) as (port, seen):
+        entry = passthrough(PBX, port, client_ip="transparent", to=(HostPort("::1", port), HostPort(LOOPBACK, port)))
+        async with stage(make_config(entry)) as proxy:
+            await say(proxy, hello, "127.0.0.7")
+    assert peers == ["127.0.0.7"]
+    assert bytes(seen.received) == hello, "nothing is said but what the client said"

@@ -18,14 +18,22 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 from trio.lowlevel import wait_readable
 
 from trioproxy.config.model import HostPort
-from trioproxy.errors import CannotBeClient, StreamTimeout, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from trioproxy.errors import (
+    CannotBeClient,
+    OutOfDescriptors,
+    StreamTimeout,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from trioproxy.net.failover import Failover
+from trioproxy.net.listen import EXHAUSTED, ROOM_PAUSE
 from trioproxy.net.resolve import BAD_FOR, Address, Answer, Resolver, literal
 from trioproxy.net.sock import Reaper, Stream
 from trioproxy.net.transparent import family_of, speak_as
@@ -42,12 +50,16 @@ class Dialler:
     Args:
         reaper: Looks after the streams.
         resolver: Knows the addresses of names.
+
+    Attributes:
+        make_room: Called when there are no descriptors left; closes idle connections, and returns how many.
     """
 
     def __init__(self, reaper: Reaper, resolver: Resolver | None = None) -> None:
         self._reaper = reaper
         self._resolver = resolver or Resolver()
         self._failover = Failover()
+        self.make_room: Callable[[], int] = lambda: 0
 
     async def dial(self, address: HostPort, deadline: float = math.inf, *, client: str = "") -> Stream:
         """Connect to `address`; a name is resolved now, not at start.
@@ -61,7 +73,17 @@ class Dialler:
             UpstreamUnreachable: the name does not resolve, or nobody answers there.
             UpstreamTimeout: the deadline passed.
             CannotBeClient: the backend cannot be called from the address of `client`.
+            OutOfDescriptors: we lack what a connection takes, and no idle one could be closed for it.
         """
+        try:
+            return await self._dial(address, deadline, client)
+        except OutOfDescriptors:
+            if not self.make_room():
+                raise
+        await trio.sleep(ROOM_PAUSE)  # each connection that was told to go closes its own descriptors
+        return await self._dial(address, deadline, client)
+
+    async def _dial(self, address: HostPort, deadline: float, client: str) -> Stream:
         known = literal(address.host)
         if known is None:
             return await self._dial_name(address, deadline, client)
@@ -115,7 +137,7 @@ class Dialler:
         self._failover.begin(address, began, patience)
         try:
             stream = await self.dial(address, began + patience, client=client)
-        except CannotBeClient:  # which says nothing about the backend
+        except (CannotBeClient, OutOfDescriptors):  # which say nothing about the backend
             raise
         except UpstreamError as exc:
             self._failover.failed(address, str(exc), began, trio.current_time())
@@ -167,7 +189,7 @@ class _Race:
         try:
             self._outcomes = select.epoll()
         except OSError as exc:
-            raise UpstreamUnreachable(f"{address}: {exc.strerror}") from exc
+            raise _no_socket(address, exc) from exc
 
     async def run(self) -> socket.socket:
         """The first socket that is connected."""
@@ -240,7 +262,7 @@ def _open(address: HostPort, family: socket.AddressFamily, client: str) -> socke
     try:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as exc:
-        raise UpstreamUnreachable(f"{address}: {exc.strerror}") from exc
+        raise _no_socket(address, exc) from exc
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if client:
@@ -255,6 +277,11 @@ def _connect(sock: socket.socket, where: tuple[str, int] | tuple[str, int, int, 
     """Begin to connect. Returns an errno: 0 once it stands, one of `UNDER_WAY`, or why it failed."""
     failure = sock.connect_ex(where)
     return sock.connect_ex(where) if failure == errno.EINPROGRESS else failure
+
+
+def _no_socket(address: HostPort, exc: OSError) -> UpstreamError:
+    kind = OutOfDescriptors if exc.errno in EXHAUSTED else UpstreamUnreachable
+    return kind(f"{address}: {exc.strerror}")
 
 
 def _unreachable(address: HostPort, failure: int) -> UpstreamUnreachable:

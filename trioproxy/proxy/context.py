@@ -107,6 +107,9 @@ class ProxyContext:
     numbers: Iterator[int] = attrs.field(factory=itertools.count)
     dates: Dates = attrs.field(factory=Dates)
 
+    def __attrs_post_init__(self) -> None:
+        self.dialler.make_room = self.admission.shedder.make_room
+
     @admission.default
     def _make_admission(self) -> Admission:
         return Admission(
