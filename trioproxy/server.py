@@ -116,6 +116,7 @@ class Server:
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
             control_socket(config.control_socket) as control,
         ):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # `serve` held it back until we listen for it
             self._ctx.admission.possible = raise_descriptor_limit(config.limits.connections)
             addresses = self._listeners.bind(config.listen)
             async with trio.open_nursery() as services:

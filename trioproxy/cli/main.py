@@ -6,6 +6,8 @@ Half of what commands need (tables, the ACME client) would double the time that 
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
 from typing import Any
 
 import click
@@ -65,4 +67,8 @@ def command() -> None:
 
 def main() -> None:
     """The console entry point."""
+    if "serve" in sys.argv:
+        # A reload that is asked for while the modules are still being imported must not be the end of the start: it
+        # waits until the server listens for signals, and lets it through.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     command(prog_name="trioproxy")
