@@ -230,6 +230,14 @@ async def test_without_a_server_nothing_may_be_due(folder: Path) -> None:
     assert done.stdout.startswith("Nothing is due.")
 
 
+async def test_with_force_it_does_not_advise_force(folder: Path) -> None:
+    internal = '[sites."cloud.example.com"]\ntls = "internal"\n"/" = "http://10.2.3.4"\n[storage]\npath = "store"\n'
+    (folder / "config.toml").write_text(f'{internal}[listen]\nhttp = ["{own_address()}:{free_port()}"]\n')
+    done = await in_thread("renew", "--force")
+    assert done.exit_code == 0
+    assert done.stdout == "No site gets its certificate by ACME. To renew one of the internal CA, name its site.\n"
+
+
 def free_port() -> int:
     return free_ports(own_address(), 1)[0]
 

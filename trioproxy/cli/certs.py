@@ -72,7 +72,11 @@ def renew_command(context: click.Context, names: tuple[str, ...], force: bool) -
     configure("debug" if config.log_level == "debug" else "critical")
     outcomes: list[dict[str, Any]] = _run(_renew, config, names, force)["outcomes"]
     if not outcomes:
-        click.echo("Nothing is due. To renew all the same, name the sites and add --force.")
+        click.echo(
+            "No site gets its certificate by ACME. To renew one of the internal CA, name its site."
+            if force
+            else "Nothing is due. To renew all the same, name the sites and add --force."
+        )
     for outcome in outcomes:
         click.echo(f"{outcome['name']}: {outcome['result']}: {outcome['detail']}")
     context.exit(1 if any(outcome["result"] in {"failed", "waiting"} for outcome in outcomes) else 0)

@@ -115,21 +115,25 @@ def _echo(name: str, request: RequestHead, *, over_tls: bool) -> bytes:
 
 
 def _what_to_try(config: Config) -> str:
-    https, http = config.listen.https[0].port, config.listen.http[0].port
+    https = config.listen.https[0].port
+    http = config.listen.http[0].port if config.listen.http else None
+    passed, sites = ([name for name in names if "*" not in name] for names in (config.passthrough, config.sites))
     lines = ["", "trioproxy is running. Try, in another terminal:", ""]
-    for name in config.passthrough:
+    for name in passed:
         lines += [
             f"  curl -k https://{name}:{https}/",
             "      TLS goes through to the backend, with the backend's certificate",
         ]
-        lines += [
-            f"  curl http://{name}:{http}/.well-known/test",
-            "      what the backend's own ACME client needs goes there too",
-        ]
-    for name in config.sites:
+        if http is not None:
+            lines += [
+                f"  curl http://{name}:{http}/.well-known/test",
+                "      what the backend's own ACME client needs goes there too",
+            ]
+    for name in sites:
         lines += [f"  curl -k https://{name}:{https}/", "      TLS ends in trioproxy; the backend sees your address"]
-        lines += [f"  curl -i http://{name}:{http}/", "      redirected to https"]
+        if http is not None:
+            lines += [f"  curl -i http://{name}:{http}/", "      redirected to https"]
     lines += ["", "Or in a browser (it will warn: these certificates come from no public authority):", ""]
-    lines += [f"  https://{name}:{https}/" for name in (*config.sites, *config.passthrough)]
+    lines += [f"  https://{name}:{https}/" for name in (*sites, *passed)]
     lines += ["", "Ctrl-C stops it."]
     return "\n".join(lines)
