@@ -53,6 +53,12 @@ client_ip = "transparent"
 """
 
 
+RULE = (
+    "add table inet t; add chain inet t c { type filter hook prerouting priority 0; }; "
+    "add rule inet t c socket transparent 1 accept"
+)
+
+
 @attrs.frozen
 class Home:
     """The network, with a backend in it and nothing set up on the proxy's host."""
@@ -88,6 +94,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     with network(HOSTS) as net:
         if net.refused:
             pytest.skip(f"transparent mode needs network namespaces: {net.refused}")
+        if refused := run(net.hosts["proxy"], "nft", "--check", RULE).stderr.decode():
+            pytest.skip(f"this kernel does not know transparent sockets in nftables: {refused}")
         client, proxy, backend = (net.hosts[name] for name in ("client", "proxy", "backend"))
         run(backend, "ip", "-6", "route", "add", "default", "via", "fd00:1::1", check=True)
         issuer = trustme.CA()

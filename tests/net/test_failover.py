@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 
@@ -68,6 +69,13 @@ def test_after_a_pause_one_tries_and_the_others_do_not_wait_with_it() -> None:
     failover.begin(A, 11, patience=5)
     assert failover.in_turn([A, B], 12) == [B, A]
     assert failover.in_turn([A, B], 16.1) == [A, B], "who tried may have been cancelled"
+
+
+def test_one_who_tries_without_a_limit_does_not_keep_the_others_away_for_ever() -> None:
+    failover = Failover()
+    failover.failed(A, "no answer", began=0, now=0)
+    failover.begin(A, 11, patience=math.inf)
+    assert failover.in_turn([A, B], 71.1) == [A, B]
 
 
 def test_beginning_with_a_healthy_one_sets_it_aside_for_nobody() -> None:

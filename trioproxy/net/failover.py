@@ -58,7 +58,7 @@ class Failover:
         wait with it.
         """
         if trouble := self._troubles.get(address):
-            trouble.until = max(trouble.until, now + patience)
+            trouble.until = max(trouble.until, now + min(patience, LONGEST))
 
     def failed(self, address: HostPort, reason: str, began: float, now: float) -> None:
         """An attempt that began at `began` has failed."""
