@@ -2,7 +2,8 @@
 
 Every host is a namespace with one interface, and all interfaces hang on one bridge in a namespace that is nobody's
 host, so nothing is added to the machine's own network. Names hold this process's id: runs beside each other do not
-meet, and what a killed run left behind is recognised by its dead id and cleared away by the next.
+meet, and what a killed run left behind is recognised by its dead id and cleared away by the next. One process may have
+several networks at a time, which do not know each other.
 
 `ip netns exec` gives each host its own /etc/resolv.conf, so that a name which must not resolve does not, whatever the
 machine's own resolver thinks of it.
@@ -13,6 +14,7 @@ On loopback a host is an address of 127.0.0.0/8 that only this process uses, and
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -25,6 +27,8 @@ import attrs
 
 PREFIX = "trioproxy-test"
 ETC_NETNS = Path("/etc/netns")
+
+_numbers = itertools.count(1)
 
 
 @attrs.frozen
@@ -107,13 +111,14 @@ def _loopback(plans: Sequence[Plan]) -> dict[str, Host]:
 
 def _namespaces(plans: Sequence[Plan], undo: contextlib.ExitStack) -> dict[str, Host]:
     _clear_away_what_killed_runs_left()
-    hub = f"{PREFIX}-{os.getpid()}-hub"
+    names = f"{PREFIX}-{os.getpid()}-{next(_numbers)}_"
+    hub = f"{names}hub"
     _make(hub, "", undo)
     _ip("-n", hub, "link", "add", "bridge", "type", "bridge")
     _ip("-n", hub, "link", "set", "bridge", "up")
     hosts = {}
     for plan in plans:
-        namespace = f"{PREFIX}-{os.getpid()}-{plan.name}"
+        namespace = f"{names}{plan.name}"
         _make(namespace, plan.nameserver, undo)
         _ip("-n", hub, "link", "add", plan.name, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         _ip("-n", hub, "link", "set", plan.name, "master", "bridge", "up")
