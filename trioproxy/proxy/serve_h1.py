@@ -45,7 +45,12 @@ async def serve_h1(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
             if request is None:
                 return
             client.begin(request)
-            await _answer(ctx, visit, request, client, answer)
+            try:
+                await _answer(ctx, visit, request, client, answer)
+            except BaseException:
+                if client.ends_by_closing:  # then an ordinary end would make a part look like the whole
+                    stream.abort()
+                raise
         if client.broken:
             stream.abort()
             return
@@ -140,6 +145,11 @@ class H1Client:
         self._framing = Framing.EMPTY
         self._out: list[bytes] = []
         self._size = 0
+
+    @property
+    def ends_by_closing(self) -> bool:
+        """Whether nothing but the connection's end tells the client where the response ends (HTTP/1.0)."""
+        return self._framing is Framing.UNTIL_CLOSE
 
     def begin(self, request: RequestHead) -> None:
         """This exchange is about `request`."""
