@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -221,7 +222,12 @@ def idle(bench: Bench) -> Iterator[Sample]:
 
     Numbers for which this process may not open enough descriptors are left out: a proxy needs two for each.
     """
-    possible = [count for count in bench.settings.idle if 2 * count + 1_000 <= raise_descriptor_limit()]
+    limit = raise_descriptor_limit()
+    possible = [count for count in bench.settings.idle if 2 * count + 1_000 <= limit]
+    for count in sorted({*bench.settings.idle} - {*possible}):
+        print(
+            f"{count:,} idle connections are left out: a process may open only {limit:,} descriptors", file=sys.stderr
+        )
     with bench.load.backend(1, stay=True) as held:
         for number, count, name in itertools.product(range(bench.settings.rounds), possible, bench.proxies):
             with started(name, {HELD_NAME: held}, bench.folder) as proxy:
