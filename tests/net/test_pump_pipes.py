@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.net.sockets import receive_exactly, running, stream_pair, until
 from trioproxy.net import pipes
@@ -95,23 +96,25 @@ async def test_a_pipe_with_bytes_in_it_is_never_lent_again() -> None:
     pump = Pump(reaper)
     near, client = stream_pair(reaper)
     far, backend = stream_pair(reaper)
-    async with running(reaper, pump) as nursery, client, backend:
-        scope = trio.CancelScope()
+    scope = trio.CancelScope()
 
-        async def relay() -> None:
-            with scope:
-                await pump.relay(near, far, 60)
+    async def relay() -> None:
+        with scope:
+            await pump.relay(near, far, 60)
 
+    async with running(reaper, pump) as nursery, client, backend, trio.open_nursery() as peers:
         nursery.start_soon(relay)
-        with trio.move_on_after(1):  # long enough to fill everything up to a backend that reads nothing
-            await client.send_all(bytes(64 * MEGABYTE))
-        await receive_exactly(backend, 8 * MEGABYTE)
-        with trio.move_on_after(1):
-            await client.send_all(bytes(64 * MEGABYTE))
-        assert pump.pipes.lent == 1
+        peers.start_soon(client.send_all, bytes(256 * MEGABYTE))
+        await wait_all_tasks_blocked()
+        forth, _ = pump._from.values()
+        with trio.fail_after(20):
+            while forth.pipe is None or not forth.pipe.held:  # until it is stuck, and while it goes through a pipe
+                await receive_exactly(backend, MEGABYTE)
+                await wait_all_tasks_blocked(0.01)
         scope.cancel()
         await until(lambda: not pump.pipes.lent)
         assert pump.pipes.free == 0
+        peers.cancel_scope.cancel()
     near.close()
     far.close()
 
