@@ -15,6 +15,7 @@ from cryptography.x509.verification import PolicyBuilder
 from cryptography.x509.verification import Store as TrustStore
 
 from tests.certs.making import DAY, NOW, chain_pem, key_pem, new_key, subject
+from trioproxy.certs import files
 from trioproxy.certs.bundle import Bundle
 from trioproxy.certs.internal_ca import BACKDATED, LEAF_LIFETIME, ROOT_LEAST, ROOT_LIFETIME, InternalCA
 from trioproxy.certs.store import Store
@@ -142,6 +143,22 @@ def test_without_a_store_the_root_lives_in_memory(
     ca = InternalCA(Store(tmp_path / "store"), clock)
     first, second = ca.issue("a.example"), ca.issue("b.example")
     assert chain_of(first)[1] == chain_of(second)[1]
+    assert caplog.text.count("lasts until the next start") == 1
+
+
+def test_a_root_that_the_disk_does_not_give_back_lives_in_memory(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = files.read
+
+    def damaged(path: Path) -> bytes | None:
+        data = read(path)
+        return data and data[:-40]
+
+    monkeypatch.setattr(files, "read", damaged)
+    ca = InternalCA(store, clock)
+    ca.prepare()
+    assert chain_of(ca.issue("a.example"))[1] == chain_of(ca.issue("b.example"))[1]
     assert caplog.text.count("lasts until the next start") == 1
 
 

@@ -83,7 +83,7 @@ class InternalCA:
         if root is None or not root.lasts(self._clock()):
             try:
                 root = self._stored_root()
-            except StoreError as exc:
+            except (StoreError, CertificateError) as exc:  # the latter: what was written is not what is read back
                 log.error("the internal CA cannot be kept, so it lasts until the next start: %s", exc)
                 root = _Root(_new_root(self._clock()))
             self._kept = root
