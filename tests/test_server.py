@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from tests.net.sockets import no_more_descriptors, until
 from tests.proxy.stage import HELLO, LOOPBACK, Caller, answering, backend, make_config, site
@@ -160,6 +162,78 @@ async def test_a_reload_that_cannot_bind_changes_nothing(tmp_path: Path, caplog:
             assert f"{taken} is held by" in await reloaded(caplog)
             async with await trio.open_tcp_stream(LOOPBACK, addresses.http[0].port) as stream:
                 assert (await Caller(stream).ask("GET", "/", NAME)).status == 308  # the old name, on the old port
+
+
+class SlowFile:
+    """A configuration whose reading hangs until `proceed`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.reads = 0
+        self.proceed = threading.Event()
+
+    def __call__(self) -> Config:
+        self.reads += 1
+        self.proceed.wait(20)
+        return self.config
+
+
+async def test_sigterm_is_heeded_while_a_reload_hangs(tmp_path: Path) -> None:
+    config = configured(tmp_path, make_config(site(NAME, 1, tls="internal")))
+    slow = SlowFile(config)
+    try:
+        with trio.fail_after(5):
+            async with running(config, slow):
+                os.kill(os.getpid(), signal.SIGHUP)
+                await until(lambda: slow.reads)
+    finally:
+        slow.proceed.set()
+
+
+async def test_reloads_asked_for_while_one_hangs_become_one_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configured(tmp_path, make_config(site(NAME, 1, tls="internal")))
+    slow = SlowFile(config)
+    try:
+        async with running(config, slow):
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGHUP)
+                with trio.fail_after(5):
+                    await until(lambda: slow.reads)
+                await trio.testing.wait_all_tasks_blocked()
+            assert slow.reads == 1
+            slow.proceed.set()
+            with trio.fail_after(5):
+                await until(lambda: caplog.text.count("reloaded: ") == 2)
+            await trio.testing.wait_all_tasks_blocked()
+    finally:
+        slow.proceed.set()
+    assert slow.reads == 2
+
+
+async def test_a_reload_that_comes_to_its_end_while_stopping_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = configured(tmp_path, make_config(site(NAME, 1), timeouts=Timeouts(drain=20)))
+    with socket.create_server((LOOPBACK, 0)) as probe:
+        free = HostPort(LOOPBACK, probe.getsockname()[1])
+    slow = SlowFile(attrs.evolve(old, listen=attrs.evolve(old.listen, http=(free,))))
+    try:
+        with trio.fail_after(10):
+            async with running(old, slow) as addresses:
+                stream = await visit(addresses.https[0], NAME)
+                await stream.send_all(b"POST / HTTP/1.1\r\n")  # a request under way keeps the drain going
+                os.kill(os.getpid(), signal.SIGHUP)
+                await until(lambda: slow.reads)
+                os.kill(os.getpid(), signal.SIGTERM)
+                await until(lambda: "stopping:" in caplog.text)
+                slow.proceed.set()
+                await until(lambda: "reloaded" in caplog.text)
+            await trio.aclose_forcefully(stream)
+    finally:
+        slow.proceed.set()
+    assert "not reloaded: the server is stopping" in caplog.text
 
 
 async def test_the_networks_of_this_machine_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,7 @@ class Server:
         )
         self._listeners = Listeners(self._ctx)
         self._stopping = trio.Event()
+        self._reload_asked = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[Addresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT, then let connections finish; a second signal ends them.
@@ -127,6 +128,7 @@ class Server:
                 services.start_soon(self._ctx.admission.run)
                 services.start_soon(serve_control, control, handlers(self._manager))
                 services.start_soon(self._keep_certificates)
+                services.start_soon(self._reload_when_asked)
                 async with trio.open_nursery() as connections:
                     async with trio.open_nursery() as accepting:
                         self._listeners.start(accepting, connections)
@@ -150,10 +152,7 @@ class Server:
     async def _heed(self, signals: AsyncIterator[int], connections: trio.Nursery) -> None:
         async for number in signals:
             if number == signal.SIGHUP:
-                try:
-                    await self.reload()
-                except Exception:
-                    log.exception("a bug in trioproxy: not reloaded; still serving by the old configuration")
+                self._reload_asked.set()
             elif self._stopping.is_set():
                 log.warning("stopping at once: open connections are cut")
                 connections.cancel_scope.cancel()
@@ -171,6 +170,19 @@ class Server:
 
     # ---- reload -------------------------------------------------------------------------------------
 
+    async def _reload_when_asked(self) -> None:
+        """One reload at a time; whatever is asked for meanwhile comes to one more.
+
+        A task of its own, for reading may hang (a dead network drive, a FIFO), and SIGTERM must be heeded even then.
+        """
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked = trio.Event()
+            try:
+                await self.reload()
+            except Exception:
+                log.exception("a bug in trioproxy: not reloaded; still serving by the old configuration")
+
     async def reload(self) -> None:
         """Read the configuration again and go by it; if anything is wrong with it, say so and change nothing.
 
@@ -179,7 +191,10 @@ class Server:
         """
         old = self._cell.current.config
         try:
-            config = await trio.to_thread.run_sync(self._load_checked)
+            config = await trio.to_thread.run_sync(self._load_checked, abandon_on_cancel=True)
+            if self._stopping.is_set():
+                log.info("not reloaded: the server is stopping")
+                return
             self._listeners.move(config.listen)
         except ConfigError as exc:
             for line in exc.lines():
