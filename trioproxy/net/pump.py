@@ -220,6 +220,8 @@ class Pump:
         self._epoll.register(client.sock, _EDGES)
         self._epoll.register(backend.sock, _EDGES)
         self._reaper.watched.add(relay)
+        for stream in (client, backend):  # they wait for nothing by themselves any more
+            self._reaper.watched.discard(stream)
 
         def abort(_: object) -> Abort:
             relay.task = None  # Trio wakes it

@@ -12,7 +12,7 @@ from trioproxy.net.peek import peek_client_hello, refuse
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.admission import admit, permitted
 from trioproxy.proxy.context import ProxyContext
-from trioproxy.proxy.passthrough import serve_passthrough
+from trioproxy.proxy.passthrough import announcement, serve_passthrough
 from trioproxy.proxy.terminate import serve_site
 from trioproxy.routing import Entry
 from trioproxy.snapshot import Snapshot
@@ -46,7 +46,9 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
         await refuse(stream, exc.alert)
         return
     if isinstance(entry, Passthrough):
-        await serve_passthrough(ctx, stream, peer, hello, entry, snapshot.config.timeouts)
+        header = announcement(ctx, stream, peer, hello, entry)
+        del hello  # a tunnel may sleep for hours, and there may be thousands
+        await serve_passthrough(ctx, stream, peer, entry, header, snapshot.config.timeouts)
     else:
         await serve_site(ctx, stream, peer, entry, by_default=by_default)
 

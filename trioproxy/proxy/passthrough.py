@@ -24,15 +24,14 @@ log = logging.getLogger("trioproxy.passthrough")
 
 
 async def serve_passthrough(
-    ctx: ProxyContext, client: Stream, peer: Peer, hello: ClientHello, entry: Passthrough, timeouts: Timeouts
+    ctx: ProxyContext, client: Stream, peer: Peer, entry: Passthrough, header: bytes, timeouts: Timeouts
 ) -> None:
     """Connect `client`, whose ClientHello still lies unread in the kernel, with a backend of `entry`.
 
-    When none can be reached the client gets the alert internal_error: it then says that the server failed, and not
-    that TLS is broken.
+    `header` (see `announcement`) goes to the backend first. When none can be reached the client gets the alert
+    internal_error: it then says that the server failed, and not that TLS is broken.
     """
     client.deadline = math.inf  # the dial has its own, and what follows is the pump's
-    announcement = _announcement(ctx, client, peer, hello, entry)
     try:
         backend = await ctx.dialler.dial_first(
             entry.to, timeouts.connect, client=peer.host if entry.client_ip == "transparent" else ""
@@ -42,8 +41,8 @@ async def serve_passthrough(
         await refuse(client, Alert.INTERNAL_ERROR)
         return
     try:
-        if announcement:
-            await backend.send_all(announcement)
+        if header:
+            await backend.send_all(header)
         await ctx.pump.relay(client, backend, timeouts.tunnel)
     except ConnectionLost:
         # A reset is passed on as one: an end would make what has arrived look whole.
@@ -57,7 +56,7 @@ async def serve_passthrough(
         backend.close()
 
 
-def _announcement(ctx: ProxyContext, client: Stream, peer: Peer, hello: ClientHello, entry: Passthrough) -> bytes:
+def announcement(ctx: ProxyContext, client: Stream, peer: Peer, hello: ClientHello, entry: Passthrough) -> bytes:
     """The PROXY header for the backend; b"" where none is due."""
     if entry.client_ip not in ("proxy-v1", "proxy-v2"):
         return b""
