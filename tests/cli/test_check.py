@@ -137,6 +137,43 @@ def test_names_that_look_like_markup_are_printed_as_they_are(check: Check) -> No
     assert "/:smile:/x -> http://[::1]:9/bold/x" in done.stdout
 
 
+# ---- storage ------------------------------------------------------------------------------------------
+
+
+def storage_warnings(check: Check, path: Path) -> list[str]:
+    done = check(f'[storage]\npath = "{path}"\n[sites."a.b"]\n"/" = "http://10.2.3.4"\ntls = "internal"\n', "--json")
+    assert done.exit_code == 0
+    return [warning for warning in answer(done)["warnings"] if warning.startswith("storage.path: ")]
+
+
+def test_storage_that_is_there_or_can_be_made(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "store" / "certificates").mkdir(parents=True)
+    assert storage_warnings(check, tmp_path / "store") == []
+    assert storage_warnings(check, tmp_path / "not" / "yet") == []
+    assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize("below", ["", "store"])
+def test_storage_where_a_file_is(check: Check, tmp_path: Path, below: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    [warning] = storage_warnings(check, file / below)
+    assert f"{file} is a file, where a folder should be" in warning
+
+
+@pytest.mark.parametrize("closed", ["store", "store/certificates", ""])
+def test_storage_that_is_not_writable(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    store = tmp_path / "store"
+    if closed:
+        (store / "certificates").mkdir(parents=True)
+    # Root may write anywhere, so the system's answer is ours.
+    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path / closed)
+    [warning] = storage_warnings(check, store)
+    assert f"may not write to {tmp_path / closed}. " in warning
+
+
 # ---- the user's own certificates ----------------------------------------------------------------------
 
 OWN = '[sites."Cloud.myname.com"]\n"/" = "http://10.2.3.4"\ntls = { certificate = "cloud.pem", key = "cloud.key" }\n'

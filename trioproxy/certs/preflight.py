@@ -6,7 +6,9 @@ still there to mend it.
 
 from __future__ import annotations
 
+import os
 import ssl
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,27 @@ def check_files(config: Config) -> list[Mistake]:
     """What is wrong with the files that `config` names; it reads them, so call it in a thread beside an event loop."""
     problems = [*_trust_anchors(config), *_certificates(config)]
     return _located(config.path, problems) if problems else []
+
+
+def unusable_storage(path: Path) -> str:
+    """Why the user of this process cannot keep keys and certificates in `path`; "" if nothing is in the way.
+
+    It looks only, and makes nothing. A folder that is not there yet is judged by the one that it would be made in.
+    """
+    for place in (path, *path.parents):
+        try:
+            if not stat.S_ISDIR(place.stat().st_mode):
+                return f"{place} is a file, where a folder should be"
+            folders = [place, *(below for below in place.iterdir() if below.is_dir())] if place == path else [place]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as exc:
+            return f"{place} cannot be read: {exc.strerror}"
+        for folder in folders:
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK if place == path else os.W_OK | os.X_OK):
+                return f"the user who runs this may not write to {folder}"
+        return ""
+    return ""
 
 
 def _located(path: Path, problems: list[tuple[Place, str]]) -> list[Mistake]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trioproxy.certs.contexts import read_files
-from trioproxy.certs.preflight import check_files
+from trioproxy.certs.preflight import check_files, unusable_storage
 from trioproxy.cli import transparent
 from trioproxy.cli.common import CONFIG_WRONG, config_path, json_option, print_mistakes, read_config
 from trioproxy.config.advice import warnings
@@ -78,7 +78,12 @@ def command(context: click.Context, as_json: bool) -> None:
         if mistakes := check_files(config):
             error = ConfigError(config.path, tuple(mistakes))
         table = rows(config)
-        advice = [*warnings(config), *_certificate_warnings(config, datetime.now(UTC)), *_transparency(config)]
+        advice = [
+            *warnings(config),
+            *_certificate_warnings(config, datetime.now(UTC)),
+            *_storage(config),
+            *_transparency(config),
+        ]
     if as_json:
         _print_json(config_path(context), error, table, advice)
     else:
@@ -143,6 +148,15 @@ def _certificate_warnings(config: Config, now: datetime) -> Iterator[str]:
             yield f"{site.name}: {path} expired on {leaf.not_after:%Y-%m-%d}: put a new one there"
         elif leaf.not_after < now + EXPIRES_SOON:
             yield f"{site.name}: {path} expires on {leaf.not_after:%Y-%m-%d}, and trioproxy does not renew files"
+
+
+def _storage(config: Config) -> Iterator[str]:
+    """What keeps certificates from being kept, for the user who asks: the server's own may be another."""
+    if problem := unusable_storage(config.storage):
+        yield (
+            f"storage.path: keys and certificates cannot be kept in {config.storage}: {problem}. "
+            "Ask as the user that trioproxy runs as, mend it, or set storage.path to another place"
+        )
 
 
 def _transparency(config: Config) -> list[str]:
