@@ -140,6 +140,10 @@ class ConnectionLost(StreamError):
     """The peer reset the connection, the network lost it, or TLS broke."""
 
 
+class HandshakeFailed(ConnectionLost):
+    """The peer and we did not agree on TLS: a version, a cipher, a certificate. It did not merely go away."""
+
+
 class ClientLeft(StreamError):
     """The client ended its connection while a backend was to be waited for on its behalf."""
 

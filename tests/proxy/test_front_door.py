@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 
 import pytest
@@ -23,6 +24,7 @@ from tests.proxy.stage import (
     stage,
 )
 from trioproxy.config.model import Timeouts
+from trioproxy.net.sock import Reaper
 
 SITE = "cloud.test"
 PBX = "pbx.test"
@@ -253,6 +255,51 @@ async def test_a_site_without_its_certificate_stays_with_the_catch_all() -> None
             assert seen.connections == 1
         async with stage(make_config(site(SITE, own)), awaiting=frozenset({SITE})) as proxy:  # none to stay with
             assert (await Caller(await proxy.tls(SITE)).ask("GET", "/", SITE)).status == 200
+
+
+async def test_a_client_that_goes_away_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "trioproxy.door")
+    async with backend(answering(HELLO)) as (port, _), stage(make_config(site(SITE, port))) as proxy:
+        tls = await proxy.tls(SITE)
+        assert (await Caller(tls).ask("GET", "/", SITE)).status == 200
+        tls.transport_stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        tls.transport_stream.socket.close()
+        await proxy.until_idle()
+        stream = await proxy.raw()
+        await stream.send_all(client_hello(SITE))
+        await stream.receive_some(1)
+        await stream.aclose()
+        await proxy.until_idle()
+    assert [record.levelname for record in caplog.records if record.name == "trioproxy.door"] == ["DEBUG"] * 2
+    assert "_ssl.c" not in caplog.text
+
+
+async def test_a_client_that_does_not_agree_on_tls_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "trioproxy.door")
+    async with backend(answering(HELLO)) as (port, _), stage(make_config(site(SITE, port))) as proxy:
+        stream = await proxy.raw()
+        await stream.send_all(client_hello(SITE) + b"\x15\x03\x03\x00\x02\x02\x30")  # unknown_ca
+        await proxy.until_idle()
+        await trio.aclose_forcefully(stream)
+    [record] = caplog.records
+    assert record.levelname == "INFO"
+    assert "TLS handshake failed: " in record.getMessage()
+    assert "_ssl.c" not in caplog.text
+
+
+async def test_a_handshake_that_stops_half_way_is_said_to(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reaper, "PERIOD", 0.01)
+    caplog.set_level("INFO", "trioproxy.door")
+    config = make_config(site(SITE, 1), timeouts=Timeouts(hello=0.1))
+    async with stage(config) as proxy:
+        stream = await proxy.raw()
+        await stream.send_all(client_hello(SITE))
+        await proxy.until_idle()
+        await trio.aclose_forcefully(stream)
+    [message] = caplog.messages
+    assert message.endswith(": the TLS handshake did not come to its end in time")
 
 
 async def test_a_failed_handshake_ends_its_own_connection_alone(caplog: pytest.LogCaptureFixture) -> None:

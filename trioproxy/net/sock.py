@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import select
 import socket
 import ssl
@@ -30,7 +31,7 @@ import trio
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
 from trioproxy.config.model import HostPort
-from trioproxy.errors import ConnectionLost, StreamError, StreamInterrupted, StreamTimeout
+from trioproxy.errors import ConnectionLost, HandshakeFailed, StreamError, StreamInterrupted, StreamTimeout
 
 CALLS_IN_A_ROW = 64
 
@@ -39,6 +40,8 @@ MAX_READ = 64 * 1024
 
 TLS_READ = 16 * 1024
 """Bytes asked for in one read of a TLS socket: a record holds no more (RFC 8446 section 5.1)."""
+
+_SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
@@ -152,7 +155,7 @@ class Stream:
             except OSError as exc:
                 if self._is_end_of_client(exc):
                     return b""
-                raise ConnectionLost(f"reading failed: {exc}") from exc
+                raise ConnectionLost(f"reading failed: {_words(exc)}") from exc
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send every byte of `data`.
@@ -171,7 +174,7 @@ class Stream:
             except ssl.SSLWantReadError:
                 await self._until_readable()
             except OSError as exc:
-                raise ConnectionLost(f"sending failed: {exc}") from exc
+                raise ConnectionLost(f"sending failed: {_words(exc)}") from exc
             else:
                 if sent == len(data):
                     return
@@ -207,7 +210,9 @@ class Stream:
     # ---- TLS ----------------------------------------------------------------------------------------
 
     async def start_tls_server(self, context: ssl.SSLContext) -> None:
-        """Do the server's side of a TLS handshake on this very socket. Raises as `receive_some`.
+        """Do the server's side of a TLS handshake on this very socket.
+
+        Raises as `receive_some`, and HandshakeFailed, a ConnectionLost, when TLS itself is the reason.
 
         Clients often end without close_notify, so an end of the stream that TLS did not announce is an end here.
         """
@@ -238,8 +243,14 @@ class Stream:
             if self.sock.fileno() < 0:  # `wrap` took the descriptor before it failed, and the number may be another's
                 self._fd = -1
                 self._reaper.watched.discard(self)
-            raise ConnectionLost(f"TLS could not begin: {exc}") from exc
+            raise ConnectionLost(f"TLS could not begin: {_words(exc)}") from exc
         self._read_size = TLS_READ
+        try:
+            await self._shake_hands(tls)
+        except StreamTimeout as exc:
+            raise StreamTimeout("the TLS handshake did not come to its end in time") from exc
+
+    async def _shake_hands(self, tls: ssl.SSLSocket) -> None:
         while True:
             try:
                 return tls.do_handshake()
@@ -248,7 +259,10 @@ class Stream:
             except ssl.SSLWantWriteError:
                 await self._until_writable()
             except OSError as exc:
-                raise ConnectionLost(f"TLS handshake failed: {exc}") from exc
+                went_away = not isinstance(exc, ssl.SSLError) or isinstance(exc, ssl.SSLEOFError)
+                raise (ConnectionLost if went_away else HandshakeFailed)(
+                    f"TLS handshake failed: {_words(exc)}"
+                ) from exc
 
     def local(self) -> HostPort:
         """The address and port on our side: what the peer connected to. Raises ConnectionLost."""
@@ -359,3 +373,8 @@ class Stream:
             raise self._error or ConnectionLost("closed by us") from exc
         finally:
             self._write_by = None
+
+
+def _words(exc: OSError | ValueError) -> str:
+    """What `exc` says, without the line of a C source file that `ssl` ends it with."""
+    return _SOURCE_LINE.sub("", str(exc))

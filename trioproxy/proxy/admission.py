@@ -16,7 +16,7 @@ import trio
 
 from trioproxy.access import PRIVATE, parse, within
 from trioproxy.config.model import HostPort, Listen, Passthrough, Site
-from trioproxy.errors import BadProxyHeader, SilentPeer, TrioproxyError
+from trioproxy.errors import BadProxyHeader, ClientLeft, ConnectionLost, HandshakeFailed, SilentPeer, TrioproxyError
 from trioproxy.net.limits import SAME_IN_A_ROW
 from trioproxy.net.listen import Peer
 from trioproxy.net.peek import take_proxy_header
@@ -57,6 +57,10 @@ async def admit(ctx: ProxyContext, sock: socket.socket, peer: Peer, converse: Co
         pass
     except BadProxyHeader as exc:
         log.info("%s: refused: %s", peer, exc)
+    except HandshakeFailed as exc:  # a ConnectionLost that somebody can mend
+        log.info("%s: %s", peer, exc)
+    except (ConnectionLost, ClientLeft) as exc:  # clients go when they like; most tell nobody
+        log.debug("%s: %s", peer, exc)
     except TrioproxyError as exc:
         log.info("%s: %s", peer, exc)
     except Exception:
