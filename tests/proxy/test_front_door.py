@@ -296,6 +296,7 @@ async def test_a_handshake_that_stops_half_way_is_said_to(
     async with stage(config) as proxy:
         stream = await proxy.raw()
         await stream.send_all(client_hello(SITE))
+        await until(lambda: caplog.messages)
         await proxy.until_idle()
         await trio.aclose_forcefully(stream)
     [message] = caplog.messages

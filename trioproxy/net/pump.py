@@ -185,6 +185,12 @@ class _Relay:
         self.error = error
         self.pump.finish(self)
 
+    def abort(self, _: object) -> Abort:
+        """Its task is cancelled; Trio wakes it."""
+        self.task = None
+        self.pump.finish(self)
+        return Abort.SUCCEEDED
+
 
 class Pump:
     """The shared epoll. `run` must be running while `relay` is used.
@@ -223,12 +229,7 @@ class Pump:
         for stream in (client, backend):  # they wait for nothing by themselves any more
             self._reaper.watched.discard(stream)
 
-        def abort(_: object) -> Abort:
-            relay.task = None  # Trio wakes it
-            self.finish(relay)
-            return Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        await trio.lowlevel.wait_task_rescheduled(relay.abort)
         if isinstance(relay.error, OSError):
             raise ConnectionLost(f"relaying failed: {relay.error}") from relay.error
         if relay.error is not None:

@@ -25,8 +25,12 @@ from trioproxy.proxy.context import ProxyContext
 
 log = logging.getLogger("trioproxy.door")
 
-Conversation = Callable[[ProxyContext, Stream, Peer], Awaitable[None]]
-"""Serves a connection that was let in. `timeouts.hello` runs already, as the stream's deadline."""
+Conversation = Callable[[ProxyContext, Stream, Peer], Awaitable[Awaitable[None] | None]]
+"""Serves a connection that was let in. `timeouts.hello` runs already, as the stream's deadline.
+
+What is left to do at the end may be returned, to be awaited here: a tunnel sleeps for hours, and each frame below it
+would be kept as long, a quarter of a kilobyte in each of thousands.
+"""
 
 
 async def admit(ctx: ProxyContext, sock: socket.socket, peer: Peer, converse: Conversation) -> None:
@@ -51,8 +55,8 @@ async def admit(ctx: ProxyContext, sock: socket.socket, peer: Peer, converse: Co
         key = ctx.admission.introduce(peer.host, config.limits.connections_per_ip)
         if ctx.admission.in_a_row == SAME_IN_A_ROW:
             _suspect(ctx, config.listen, peer)
-        if key is not None:
-            await converse(ctx, stream, peer)
+        if key is not None and (rest := await converse(ctx, stream, peer)) is not None:
+            await rest
     except SilentPeer:  # a port scan or a browser's spare connection: nothing to answer, nothing to report
         pass
     except BadProxyHeader as exc:

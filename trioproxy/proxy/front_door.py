@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Awaitable
 
 from trioproxy.config.model import Passthrough
 from trioproxy.errors import AccessDenied, HelloError, MissingServerName, SilentPeer, UnknownServerName
@@ -32,7 +33,7 @@ async def serve_tls(ctx: ProxyContext, sock: socket.socket, peer: Peer) -> None:
     await admit(ctx, sock, peer, _show_in)
 
 
-async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
+async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[None] | None:
     snapshot = ctx.cell.current
     try:
         hello = await peek_client_hello(stream)
@@ -44,13 +45,11 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
     except HelloError as exc:
         log.info("%s: refused: %s", peer, exc)
         await refuse(stream, exc.alert)
-        return
+        return None
     if isinstance(entry, Passthrough):
         header = announcement(ctx, stream, peer, hello, entry)
-        del hello  # a tunnel may sleep for hours, and there may be thousands
-        await serve_passthrough(ctx, stream, peer, entry, header, snapshot.config.timeouts)
-    else:
-        await serve_site(ctx, stream, peer, entry, by_default=by_default)
+        return serve_passthrough(ctx, stream, peer, entry, header, snapshot.config.timeouts)
+    return serve_site(ctx, stream, peer, entry, by_default=by_default)
 
 
 def _entry_for(snapshot: Snapshot, hello: ClientHello) -> tuple[Entry, bool]:
