@@ -8,6 +8,7 @@ import struct
 import pytest
 import trio
 
+from tests.net.sockets import until
 from tests.proxy.stage import (
     HELLO,
     Caller,
