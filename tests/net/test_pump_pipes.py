@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.net.sockets import receive_exactly, running, stream_pair, until
+from tests.net.sockets import open_descriptors, receive_exactly, running, stream_pair, until
 from trioproxy.net import pipes
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper
@@ -75,6 +75,23 @@ async def test_busy_streams_go_through_pipes_and_give_them_back(monkeypatch: pyt
     monkeypatch.setattr(pipes.Pipes, "take", taking)
     await carry_all(4, 8 * MEGABYTE)
     assert any(taken)
+
+
+async def test_a_thousand_relays_of_all_sizes_carry_every_byte_both_ways() -> None:
+    reaper = Reaper()
+    pump = Pump(reaper)
+    at_once = trio.CapacityLimiter(100)
+
+    async def one(seed: int) -> None:
+        async with at_once:
+            await carry(pump, reaper, seed, random.Random(seed).choice((1, 100, 10_000, 70_000, 700_000)))
+
+    before = open_descriptors()
+    async with running(reaper, pump), trio.open_nursery() as nursery:
+        for seed in range(1000):
+            nursery.start_soon(one, seed)
+    assert reaper.watched == set()
+    assert open_descriptors() <= before
 
 
 async def test_bytes_are_the_same_when_there_are_fewer_pipes_than_busy_streams(monkeypatch: pytest.MonkeyPatch) -> None:
