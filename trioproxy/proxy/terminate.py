@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import trio
 
 from trioproxy.config.model import Site
@@ -13,7 +15,7 @@ from trioproxy.proxy.site import answer_site
 
 
 async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, *, by_default: bool) -> None:
-    """Do the handshake with the context of `site`, then serve the protocol that ALPN chose.
+    """Do the handshake with the context of `site`, then serve HTTP/1.1, the one protocol that its context offers.
 
     Raises:
         StreamError: the handshake failed, or the client was lost.
@@ -21,7 +23,7 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
     snapshot = ctx.cell.current
     stream.deadline = trio.current_time() + snapshot.config.timeouts.hello
     await stream.start_tls_server(snapshot.contexts.of(site))
-    stream.deadline = float("inf")
+    stream.deadline = math.inf
     listen = snapshot.config.listen
     visit = Visit(peer, arrival(listen, peer, "https", listen.public_https_port), site, by_default)
     await serve_h1(ctx, stream, visit, answer_site)
