@@ -110,7 +110,7 @@ def choose(site: Site, target: bytes) -> Choice | Redirect:
         raise RequestError(f"the path {raw!r} leads elsewhere when it is resolved")
     if route is None:
         raise RequestError(f"no route for the path {raw!r}", 404)
-    base = route.to.path
+    base = route.to[0].path
     if base is None:
         return Choice(route, target, None)
     prefix = route.prefix
@@ -148,7 +148,7 @@ def _nearest(site: Site, path: str) -> Route | None:
             exact = len(path) == len(prefix)
             if exact or prefix[-1] == "/" or path[len(prefix)] == "/":
                 return route if exact or slashed is None else slashed
-        elif len(prefix) == len(path) + 1 and route.to.path is not None and prefix == path + "/":
+        elif len(prefix) == len(path) + 1 and route.to[0].path is not None and prefix == path + "/":
             slashed = route
     return slashed
 
@@ -197,7 +197,7 @@ def map_location(route: Route, location: bytes) -> bytes:
     found = _ABSOLUTE.fullmatch(location)
     if not found:
         return location
-    to = route.to
+    to = route.to[0]
     scheme, host = found[1].decode().lower(), found[2].decode("latin-1").lower()
     port = int(found[3] or {"http": 80, "https": 443}[scheme])
     if (scheme, host.strip("[]"), port) != (to.scheme, to.host, to.port):

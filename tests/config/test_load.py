@@ -296,7 +296,7 @@ def test_the_configuration_of_this_repository() -> None:
     ports = [address.port for address in (*config.listen.https, *config.listen.http)]
     backends = [address.port for entry in config.passthrough.values() for address in entry.to]
     backends += [entry.http_to.port for entry in config.passthrough.values()]
-    backends += [route.to.port for site in config.sites.values() for route in site.routes]
+    backends += [route.to[0].port for site in config.sites.values() for route in site.routes]
     assert len({*ports, *backends}) == len(ports) + len(backends)
     assert max(*ports, *backends) < 32768  # where Linux begins to hand out ports of its own choice
 

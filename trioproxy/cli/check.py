@@ -119,8 +119,8 @@ def _way(site: Site, route: Route) -> Way:
     choice = choose(site, request.encode())
     # A longer route may be called just like the example.
     if not isinstance(choice, Choice) or choice.route is not route:
-        return Way(route.prefix, str(route.to))
-    return Way(request, str(attrs.evolve(route.to, path=choice.target.decode())))
+        return Way(route.prefix, str(route.to[0]))
+    return Way(request, str(attrs.evolve(route.to[0], path=choice.target.decode())))
 
 
 def _certificate(config: Config, site: Site) -> str:

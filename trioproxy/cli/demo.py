@@ -65,7 +65,7 @@ def _backends(config: Config) -> Iterator[tuple[str, HostPort, ssl.SSLContext | 
         yield f"{entry.name} (port 80)", entry.http_to, None
     for site in config.sites.values():
         for route in site.routes:
-            yield f"{site.name}{route.prefix}", HostPort(route.to.host, route.to.port), None
+            yield f"{site.name}{route.prefix}", HostPort(route.to[0].host, route.to[0].port), None
 
 
 async def _stand_in(

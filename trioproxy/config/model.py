@@ -95,25 +95,82 @@ class Passthrough:
 
 @attrs.frozen
 class Target:
-    """Where a route leads. `path` is None when the URL has none: then the request's path goes on unchanged."""
+    """Where a route leads. `path` is None when the URL has none: then the request's path goes on unchanged.
 
-    scheme: Literal["http", "https"]
+    With the scheme "unix", `host` is the path of a socket and `port` is 0.
+    """
+
+    scheme: Literal["http", "https", "h2c", "unix"]
     host: str
     port: int
     path: str | None = None
 
     def __str__(self) -> str:
-        default = {"http": 80, "https": 443}[self.scheme]
+        if self.scheme == "unix":
+            return f"unix:{self.host}"
+        default = {"http": 80, "https": 443, "h2c": 80}[self.scheme]
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}{f':{self.port}' if self.port != default else ''}{self.path or ''}"
 
 
 @attrs.frozen
+class UpstreamTLS:
+    """How a route's https backends prove who they are.
+
+    Attributes:
+        verify: Whether their certificate must be good; or the SHA-256 of the one certificate that is, 64 lower-case
+            hexadecimal digits.
+        ca_file: Whom to trust in place of the system's authorities.
+        server_name: The name that is asked for and must be in the certificate; "" for the host of the URL.
+    """
+
+    verify: bool | str = True
+    ca_file: Path | None = None
+    server_name: str = ""
+
+
+DEFAULT_TLS = UpstreamTLS()
+
+
+@attrs.frozen
+class Timeouts:
+    """`[timeouts]`: idle limits in seconds, never limits on how long a healthy transfer may take."""
+
+    hello: float = 5.0
+    header: float = 10.0
+    connect: float = 5.0
+    response: float = 300.0
+    idle: float = 75.0
+    tunnel: float = 3600.0
+    drain: float = 30.0
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+def _list(to: Target | tuple[Target, ...]) -> tuple[Target, ...]:
+    return to if isinstance(to, tuple) else (to,)
+
+
+@attrs.frozen
 class Route:
-    """A path prefix of a site (it begins with "/") and where requests below it go."""
+    """A path prefix of a site (it begins with "/") and where requests below it go.
+
+    Attributes:
+        prefix: On segment boundaries.
+        to: The backends, in the order in which to try them; all have the same path. None with a redirect.
+        redirect: A path or URL that takes the prefix's place in the Location of a 308; "" where `to` says where to go.
+        timeouts: The route's own over the site's over the general ones.
+        tls: What its https backends must prove.
+        proxy_protocol: The PROXY header with which its backends' connections begin; "" for none.
+    """
 
     prefix: str
-    to: Target
+    to: tuple[Target, ...] = attrs.field(converter=_list)
+    redirect: str = ""
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
+    tls: UpstreamTLS = DEFAULT_TLS
+    proxy_protocol: Literal["", "v1", "v2"] = ""
 
 
 @attrs.frozen
@@ -134,6 +191,8 @@ class Site:
         tls: Where its certificate comes from.
         http: What port 80 does with it.
         access: Who may connect.
+        timeouts: The site's own over the general ones.
+        hsts: Seconds for Strict-Transport-Security; 0 to send none.
     """
 
     name: str
@@ -143,19 +202,8 @@ class Site:
     http: Literal["redirect", "serve", "off"] = "redirect"
     alias_of: str = ""
     access: Access = EVERYONE
-
-
-@attrs.frozen
-class Timeouts:
-    """`[timeouts]`: idle limits in seconds, never limits on how long a healthy transfer may take."""
-
-    hello: float = 5.0
-    header: float = 10.0
-    connect: float = 5.0
-    response: float = 300.0
-    idle: float = 75.0
-    tunnel: float = 3600.0
-    drain: float = 30.0
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
+    hsts: float = 0.0
 
 
 @attrs.frozen

@@ -69,7 +69,7 @@ async def forward(
     head = encode_request_head(request.method, choice.target, headers)
     first_body, whole = _collect(request, client, len(head))
     asking = _Asking(request, choice, client, config.timeouts, head + first_body, whole)
-    target = choice.route.to
+    target = choice.route.to[0]
 
     try:
         await _attempt(ctx, await ctx.pool.connect(target, config.timeouts), asking)
@@ -239,11 +239,11 @@ class _Asking:
         except ClientLeft:
             raise
         except StreamTimeout as exc:
-            raise UpstreamTimeout(f"{self.choice.route.to}: no answer in time") from exc
+            raise UpstreamTimeout(f"{self.choice.route.to[0]}: no answer in time") from exc
         except StreamError as exc:
             if upstream.reused and not upstream.reader.started:
                 raise _Stale("the connection was closed") from exc
-            raise UpstreamError(f"{self.choice.route.to}: {exc}") from exc
+            raise UpstreamError(f"{self.choice.route.to[0]}: {exc}") from exc
         if data:
             upstream.reader.feed(data)
             return
