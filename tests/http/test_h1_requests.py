@@ -82,34 +82,34 @@ def test_names_are_tokens(byte: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "status"),
+    "line",
     [
-        (b"GET / HTTP/0.9", 505),
-        (b"GET / HTTP/1.2", 505),
-        (b"GET / HTTP/2.0", 505),
-        (b"PRI * HTTP/2.0", 505),
-        (b"GET / HTTP/3.0", 505),
-        (b"GET /", 400),
-        (b"GET / ", 400),
-        (b"GET / HTTP/1.10", 400),
-        (b"GET / HTTP/01.1", 400),
-        (b"GET / HTTP/1,1", 400),
-        (b"GET / HTTP/1", 400),
-        (b"GET / HTTP/1.1 ", 400),
-        (b"GET / http/1.1", 400),
-        (b"GET / XTTP/1.1", 400),
-        (b"GET  / HTTP/1.1", 400),
-        (b"GET /  HTTP/1.1", 400),
-        (b"GET\t/ HTTP/1.1", 400),
-        (b" GET / HTTP/1.1", 400),
-        (b"GET", 400),
-        (b"GE(T / HTTP/1.1", 400),
-        (b"G\xc9T / HTTP/1.1", 400),
-        (b"/ HTTP/1.1", 400),
+        b"GET / HTTP/0.9",
+        b"GET / HTTP/1.2",
+        b"GET / HTTP/2.0",
+        b"PRI * HTTP/2.0",
+        b"GET / HTTP/3.0",
+        b"GET /",
+        b"GET / ",
+        b"GET / HTTP/1.10",
+        b"GET / HTTP/01.1",
+        b"GET / HTTP/1,1",
+        b"GET / HTTP/1",
+        b"GET / HTTP/1.1 ",
+        b"GET / http/1.1",
+        b"GET / XTTP/1.1",
+        b"GET  / HTTP/1.1",
+        b"GET /  HTTP/1.1",
+        b"GET\t/ HTTP/1.1",
+        b" GET / HTTP/1.1",
+        b"GET",
+        b"GE(T / HTTP/1.1",
+        b"G\xc9T / HTTP/1.1",
+        b"/ HTTP/1.1",
     ],
 )
-def test_request_lines(line: bytes, status: int) -> None:
-    refused(line + b"\r\nHost: a\r\n\r\n", status)
+def test_request_lines(line: bytes) -> None:
+    refused(line + b"\r\nHost: a\r\n\r\n", 400)
 
 
 @pytest.mark.parametrize(

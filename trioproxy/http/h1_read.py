@@ -25,7 +25,6 @@ BACKEND_LIMITS = Limits(header_size=128 * 1024, header_fields=500)
 """Backends are ours and may set many cookies; this only keeps a broken one from filling our memory."""
 
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])\r\n")
-_OTHER_VERSION = re.compile(TOKEN + rb" [^ \r\n]+ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n")
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
 
@@ -92,9 +91,8 @@ class RequestReader(MessageReader[RequestHead]):
             return None
         line = _REQUEST_LINE.match(head)
         if line is None:
-            if _OTHER_VERSION.match(head):
-                self._refuse("an HTTP version that is not spoken here", 505)
-            self._refuse("an invalid request line")
+            # 400 and not 505 for another version too: what is behind such a line need not be framed as we think.
+            self._refuse("an invalid request line, or an HTTP version that is not spoken here")
         method, target, minor = line.groups()
         if len(target) > MAX_TARGET:
             self._refuse("the request target is too long", 414)
