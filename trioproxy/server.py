@@ -32,6 +32,7 @@ from trioproxy.net.http_client import HttpClient
 from trioproxy.net.limits import raise_descriptor_limit
 from trioproxy.net.listen import Peer, accept_forever, bind
 from trioproxy.net.pump import Pump
+from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Reaper
 from trioproxy.proxy.context import Drain, ProxyContext
 from trioproxy.proxy.front_door import serve_tls
@@ -276,7 +277,7 @@ class Listeners:
         sock, scope = self._open[key]
         serve = serve_tls if key[0] == "https" else serve_plain
 
-        def handle(accepted: socket.socket, peer: Peer) -> None:
+        def handle(accepted: Socket, peer: Peer) -> None:
             connections.start_soon(serve, self._ctx, accepted, peer)
 
         with sock, scope:

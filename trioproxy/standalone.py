@@ -17,6 +17,7 @@ from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Config
 from trioproxy.control import Report
 from trioproxy.net.listen import Handler, Peer, accept_forever, bind
+from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Reaper
 from trioproxy.proxy.plain import serve_plain
 from trioproxy.routing import RouteTable
@@ -62,7 +63,7 @@ async def _port_80(config: Config, cell: Cell, board: ChallengeBoard, reaper: Re
     ctx = proxy_context(cell, board, reaper)
     async with trio.open_nursery() as nursery:
 
-        def handle(sock: socket.socket, peer: Peer) -> None:
+        def handle(sock: Socket, peer: Peer) -> None:
             nursery.start_soon(serve_plain, ctx, sock, peer)
 
         nursery.start_soon(reaper.run)  # noqa: ASYNC113 - nothing waits for it to have begun

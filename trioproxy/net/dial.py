@@ -34,6 +34,7 @@ from trioproxy.errors import (
 )
 from trioproxy.net.failover import Failover
 from trioproxy.net.listen import EXHAUSTED, ROOM_PAUSE
+from trioproxy.net.raw import Socket
 from trioproxy.net.resolve import BAD_FOR, Address, Answer, Resolver, literal
 from trioproxy.net.sock import Reaper, Stream
 from trioproxy.net.transparent import family_of, speak_as
@@ -185,13 +186,13 @@ class _Race:
         self._client = client
         self._lost: list[str] = []
         self.waiting = deque(addresses)
-        self.under_way: dict[int, tuple[Address, socket.socket]] = {}
+        self.under_way: dict[int, tuple[Address, Socket]] = {}
         try:
             self._outcomes = select.epoll()
         except OSError as exc:
             raise _no_socket(address, exc) from exc
 
-    async def run(self) -> socket.socket:
+    async def run(self) -> Socket:
         """The first socket that is connected."""
         try:
             while self.waiting or self.under_way:
@@ -206,7 +207,7 @@ class _Race:
                 sock.close()
         raise UpstreamUnreachable(f"{self._address}: {', '.join(self._lost)}")
 
-    def _begin_next(self) -> socket.socket | None:
+    def _begin_next(self) -> Socket | None:
         """Begin attempts until one does not fail at once; its socket, if it is connected at once."""
         while self.waiting:
             where = self.waiting.popleft()
@@ -224,7 +225,7 @@ class _Race:
                 return sock
         return None
 
-    async def _outcome(self, seconds: float) -> socket.socket | None:
+    async def _outcome(self, seconds: float) -> Socket | None:
         """Wait until an attempt has ended, but no longer than `seconds`; its socket, if it is connected."""
         with trio.move_on_after(seconds):
             await wait_readable(self._outcomes.fileno())
@@ -234,7 +235,7 @@ class _Race:
                 return sock
         return None
 
-    def _stands(self, where: Address, sock: socket.socket, failure: int) -> bool:
+    def _stands(self, where: Address, sock: Socket, failure: int) -> bool:
         if failure:
             sock.close()
             self._lost.append(f"{os.strerror(failure)} ({where.host})")
@@ -257,10 +258,10 @@ def _reachable_as(client: str, address: HostPort, addresses: Sequence[Address]) 
     return same
 
 
-def _open(address: HostPort, family: socket.AddressFamily, client: str) -> socket.socket:
+def _open(address: HostPort, family: socket.AddressFamily, client: str) -> Socket:
     """A socket that may be connected to a backend."""
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = Socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as exc:
         raise _no_socket(address, exc) from exc
     try:
@@ -273,7 +274,7 @@ def _open(address: HostPort, family: socket.AddressFamily, client: str) -> socke
     return sock
 
 
-def _connect(sock: socket.socket, where: tuple[str, int] | tuple[str, int, int, int]) -> int:
+def _connect(sock: Socket, where: tuple[str, int] | tuple[str, int, int, int]) -> int:
     """Begin to connect. Returns an errno: 0 once it stands, one of `UNDER_WAY`, or why it failed."""
     failure = sock.connect_ex(where)
     return sock.connect_ex(where) if failure == errno.EINPROGRESS else failure

@@ -24,6 +24,7 @@ from trio.lowlevel import checkpoint, wait_readable
 from trioproxy.config.model import HostPort
 from trioproxy.errors import ListenError
 from trioproxy.net.limits import Shedder
+from trioproxy.net.raw import Socket, accept
 
 log = logging.getLogger("trioproxy.listen")
 
@@ -66,7 +67,7 @@ class Peer:
         return str(HostPort(self.host, self.port))
 
 
-Handler = Callable[[socket.socket, Peer], object]
+Handler = Callable[[Socket, Peer], object]
 """Takes over a non-blocking, accepted socket; it must not block or fail."""
 
 
@@ -125,11 +126,12 @@ async def accept_forever(listener: socket.socket, handle: Handler, shedder: Shed
         handle: Takes over what was accepted.
         shedder: Makes room when descriptors have run out.
     """
+    family = listener.family
     with _Exhaustion(listener, shedder or Shedder()) as exhaustion:
         while True:
             for _ in range(ACCEPTS_IN_A_ROW):
                 try:
-                    sock, address = listener.accept()
+                    sock, address = accept(listener, family)
                 except BlockingIOError:
                     await wait_readable(listener.fileno())
                     continue
@@ -140,7 +142,6 @@ async def accept_forever(listener: socket.socket, handle: Handler, shedder: Shed
                     continue
                 if exhaustion.since is not None:
                     exhaustion.over()
-                sock.setblocking(False)
                 handle(sock, Peer(address[0].partition("%")[0], address[1]))
             await checkpoint()
 

@@ -35,6 +35,7 @@ from trioproxy.errors import (
     StreamTimeout,
     TruncatedHello,
 )
+from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Stream
 from trioproxy.wire.alerts import fatal_alert
 from trioproxy.wire.client_hello import MAX_HELLO, ClientHello, ClientHelloReader
@@ -70,7 +71,7 @@ async def peek_client_hello(stream: Stream) -> ClientHello:
     reader = ClientHelloReader()
 
     def look(queued: bytes, seen: int) -> ClientHello | int:
-        return reader.feed(memoryview(queued)[seen:]) or reader.missing
+        return reader.feed(queued[seen:] if seen else queued) or reader.missing
 
     return await _peek(stream, look, "ClientHello", TruncatedHello, HelloTimeout)
 
@@ -152,7 +153,7 @@ async def refuse(stream: Stream, alert: int | None) -> None:
         await stream.drain()
 
 
-def _look(sock: socket.socket) -> bytes:
+def _look(sock: Socket) -> bytes:
     try:
         return sock.recv(MAX_HELLO, socket.MSG_PEEK)
     except BlockingIOError:
@@ -161,7 +162,7 @@ def _look(sock: socket.socket) -> bytes:
         raise ConnectionLost(f"reading failed: {exc}") from exc
 
 
-def _has_ended(sock: socket.socket) -> bool:
+def _has_ended(sock: Socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))

@@ -11,6 +11,8 @@ What edge-triggered epoll asks for, and where it is done:
   has had its quota before that, it goes on the run queue, because no new edge will come for what is left
   (`Pump._step`). A read that did not fill the buffer has emptied the socket, but for an end that was announced already
   (`_Direction.ending`).
+- Only a sink that was full once is waited for (`Pump._wait_for_sink`). Most never are, and a socket that is listened to
+  for its being writable wakes us for nothing, when it begins and when it is emptied.
 - Descriptor numbers are reused. Nothing awaits between taking a batch of events and the end of working on it, and a
   relay that has ended is found in the table no more (`Pump._work`).
 - EAGAIN says that nothing can be moved now, and for `splice` not which side of it is to blame; a pipe that is only
@@ -31,6 +33,7 @@ from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wai
 
 from trioproxy.errors import ConnectionLost, StreamError
 from trioproxy.net.pipes import SIZE, Pipe, Pipes
+from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Reaper, Stream
 
 CHUNK = 64 * 1024
@@ -50,7 +53,7 @@ BATCH = 512
 
 _NON_BLOCKING = 0x01 | 0x02  # SPLICE_F_MOVE and SPLICE_F_NONBLOCK, which os does not name
 _ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 
 class _Direction:
@@ -60,11 +63,11 @@ class _Direction:
     in which little was there.
     """
 
-    __slots__ = ("busy", "ended", "ending", "other", "pending", "pipe", "queued", "relay", "sink", "source")
+    __slots__ = ("awaited", "busy", "ended", "ending", "other", "pending", "pipe", "queued", "relay", "sink", "source")
 
     other: _Direction  # the way back
 
-    def __init__(self, relay: _Relay, source: socket.socket, sink: socket.socket) -> None:
+    def __init__(self, relay: _Relay, source: Socket, sink: Socket) -> None:
         self.relay = relay
         self.source = source
         self.sink = sink
@@ -73,6 +76,7 @@ class _Direction:
         self.ended = False
         self.busy = 0  # turns in a row that ended with the quota
         self.queued = False
+        self.awaited = False  # the sink was full once, and tells since then when it is not
         self.pipe: Pipe | None = None
 
     def stuck(self) -> bool:
@@ -157,7 +161,7 @@ class _Relay:
 
     __slots__ = ("back", "error", "forth", "idle", "moved_at", "pump", "task")
 
-    def __init__(self, pump: Pump, client: socket.socket, backend: socket.socket, idle: float) -> None:
+    def __init__(self, pump: Pump, client: Socket, backend: Socket, idle: float) -> None:
         self.pump = pump
         self.forth = _Direction(self, client, backend)
         self.back = _Direction(self, backend, client)
@@ -165,7 +169,7 @@ class _Relay:
         self.idle = idle
         self.moved_at = trio.current_time()  # or began
         self.error: Exception | None = None
-        self.task: Task | None = current_task()
+        self.task: Task | None = None  # until it sleeps
 
     def sleeping(self) -> bool:
         """Whether its task still waits for it to end."""
@@ -220,16 +224,21 @@ class Pump:
             StreamTimeout: nothing moved for `idle` seconds.
         """
         relay = _Relay(self, client.sock, backend.sock, idle)
-        self._from[client.sock.fileno()] = relay.forth
-        self._from[backend.sock.fileno()] = relay.back
-        # What already lies in the sockets makes an edge at once, so nothing needs a first push.
-        self._epoll.register(client.sock, _EDGES)
-        self._epoll.register(backend.sock, _EDGES)
-        self._reaper.watched.add(relay)
-        for stream in (client, backend):  # they wait for nothing by themselves any more
-            self._reaper.watched.discard(stream)
-
-        await trio.lowlevel.wait_task_rescheduled(relay.abort)
+        from_client, from_backend = client.sock.fileno(), backend.sock.fileno()
+        self._from[from_client] = relay.forth
+        self._from[from_backend] = relay.back
+        watched = self._reaper.watched
+        watched.add(relay)
+        watched.discard(client)  # they wait for nothing by themselves any more
+        watched.discard(backend)
+        # What the client has said is passed on now: it was waiting for the backend, and need not wait for the epoll
+        # too. What lies in the sockets after that makes an edge when they are registered.
+        self._epoll.register(from_backend, _EDGES)
+        self._step(relay.forth, relay.moved_at)
+        if relay.error is None:
+            self._epoll.register(from_client, _EDGES)
+            relay.task = current_task()
+            await trio.lowlevel.wait_task_rescheduled(relay.abort)
         if isinstance(relay.error, OSError):
             raise ConnectionLost(f"relaying failed: {relay.error}") from relay.error
         if relay.error is not None:
@@ -254,6 +263,7 @@ class Pump:
 
     def _work(self) -> None:
         turns = len(self._run_queue)
+        now = trio.current_time()
         for descriptor, events in self._epoll.poll(0, BATCH):
             direction = self._from.get(descriptor)
             if direction is None:
@@ -261,24 +271,26 @@ class Pump:
             if events & _ENDING:
                 direction.ending = True
             if not direction.ended and (events & select.EPOLLIN or direction.ending):
-                self._step(direction)
+                self._step(direction, now)
             relay = direction.relay
             if events & select.EPOLLOUT and relay.sleeping() and direction.other.stuck():
-                self._step(direction.other)
+                self._step(direction.other, now)
             if events & select.EPOLLERR and relay.sleeping():
                 relay.interrupt(ConnectionLost("one side was reset"))
         for _ in range(turns):
             direction = self._run_queue.popleft()
             direction.queued = False
             if direction.relay.sleeping() and not direction.ended:
-                self._step(direction)
+                self._step(direction, now)
 
-    def _step(self, direction: _Direction) -> None:
+    def _step(self, direction: _Direction, now: float) -> None:
         relay = direction.relay
         try:
             moved, again = direction.move(self._buffer, self.pipes)
             if direction.ended and not direction.other.ended:
                 direction.sink.shutdown(socket.SHUT_WR)
+            if not direction.awaited and direction.stuck():
+                self._wait_for_sink(direction)
         except Exception as exc:  # whatever it is, it ends this relay alone, and is raised in its own task
             relay.error = exc
             self.finish(relay)
@@ -287,10 +299,15 @@ class Pump:
             self.finish(relay)  # closing says the second end
             return
         if moved:
-            relay.moved_at = trio.current_time()
+            relay.moved_at = now
         if again and not direction.queued:
             direction.queued = True
             self._run_queue.append(direction)
+
+    def _wait_for_sink(self, direction: _Direction) -> None:
+        """Listen for the sink's being writable from now on; if it is already, that makes an edge at once."""
+        direction.awaited = True
+        self._epoll.modify(direction.sink.fileno(), _EDGES | select.EPOLLOUT)
 
     def finish(self, relay: _Relay) -> None:
         """Take a relay out and wake its task, if it still sleeps.

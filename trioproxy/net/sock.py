@@ -25,13 +25,14 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import trio
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
 from trioproxy.config.model import HostPort
 from trioproxy.errors import ConnectionLost, HandshakeFailed, StreamError, StreamInterrupted, StreamTimeout
+from trioproxy.net.raw import Socket
 
 CALLS_IN_A_ROW = 64
 
@@ -99,7 +100,7 @@ class Stream:
         "write_patience",
     )
 
-    def __init__(self, sock: socket.socket, reaper: Reaper) -> None:
+    def __init__(self, sock: Socket, reaper: Reaper) -> None:
         self.sock = sock
         self.deadline = math.inf
         self.write_patience = math.inf
@@ -238,7 +239,7 @@ class Stream:
     async def _handshake(self, wrap: Callable[[socket.socket], ssl.SSLSocket]) -> None:
         try:
             self.sock.getpeername()  # a connection that is lost already shows here, where the socket is still ours
-            tls = self.sock = wrap(self.sock)
+            tls = self.sock = wrap(cast("socket.socket", self.sock))
         except (OSError, ValueError) as exc:
             if self.sock.fileno() < 0:  # `wrap` took the descriptor before it failed, and the number may be another's
                 self._fd = -1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 
 from trioproxy.errors import CannotBeClient
+from trioproxy.net.raw import Socket
 
 # linux/in.h and linux/in6.h; Python's socket module does not name them before 3.14, or at all
 _IP_TRANSPARENT = 19
@@ -27,7 +28,7 @@ def family_of(client: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in client else socket.AF_INET
 
 
-def speak_as(sock: socket.socket, client: str) -> None:
+def speak_as(sock: Socket, client: str) -> None:
     """Bind `sock`, a TCP socket that is not connected yet, to the address of a client and any of its ports.
 
     Args:
@@ -59,7 +60,7 @@ def allowed(family: socket.AddressFamily) -> bool:
     return True
 
 
-def _make_transparent(sock: socket.socket) -> None:
+def _make_transparent(sock: Socket) -> None:
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
     else:

@@ -9,7 +9,6 @@ and touches no other.
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -20,6 +19,7 @@ from trioproxy.errors import BadProxyHeader, ClientLeft, ConnectionLost, Handsha
 from trioproxy.net.limits import SAME_IN_A_ROW
 from trioproxy.net.listen import Peer
 from trioproxy.net.peek import take_proxy_header
+from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.context import ProxyContext
 
@@ -33,7 +33,7 @@ would be kept as long, a quarter of a kilobyte in each of thousands.
 """
 
 
-async def admit(ctx: ProxyContext, sock: socket.socket, peer: Peer, converse: Conversation) -> None:
+async def admit(ctx: ProxyContext, sock: Socket, peer: Peer, converse: Conversation) -> None:
     """Serve one connection from its first byte to its last.
 
     Args:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Awaitable
 
 from trioproxy.config.model import Passthrough
 from trioproxy.errors import AccessDenied, HelloError, MissingServerName, SilentPeer, UnknownServerName
 from trioproxy.net.listen import Peer
 from trioproxy.net.peek import peek_client_hello, refuse
+from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.admission import admit, permitted
 from trioproxy.proxy.context import ProxyContext
@@ -22,7 +22,7 @@ from trioproxy.wire.client_hello import ClientHello
 log = logging.getLogger("trioproxy.front_door")
 
 
-async def serve_tls(ctx: ProxyContext, sock: socket.socket, peer: Peer) -> None:
+async def serve_tls(ctx: ProxyContext, sock: Socket, peer: Peer) -> None:
     """Serve one connection that was accepted on an https listener, from its first byte to its last.
 
     Args:

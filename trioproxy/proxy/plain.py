@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-import socket
 
 from trioproxy.challenges import HTTP01_PREFIX, TOKEN
 from trioproxy.config.model import Config, HostPort, Passthrough, Route, Site, Target
 from trioproxy.errors import RequestError
 from trioproxy.http.messages import RequestHead
 from trioproxy.net.listen import Peer
+from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.admission import admit, permitted
 from trioproxy.proxy.client import Client
@@ -30,7 +30,7 @@ BACKENDS_OWN = ("/.well-known/", "/.freepbx-known/")
 """Where the backend of a passthrough name answers its own challenges. FreePBX has a folder of its own for them."""
 
 
-async def serve_plain(ctx: ProxyContext, sock: socket.socket, peer: Peer) -> None:
+async def serve_plain(ctx: ProxyContext, sock: Socket, peer: Peer) -> None:
     """Serve one connection that was accepted on an http listener; `sock` is closed when this returns."""
     await admit(ctx, sock, peer, _converse)
 

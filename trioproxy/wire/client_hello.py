@@ -51,6 +51,7 @@ _ALPN = 16  # RFC 7301
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D  # RFC 9849
 _EXTENSION = struct.Struct("!HH")  # its type and its length
 _HOST_NAME = 0  # the only NameType there ever was
+_TOO_LONG = "a length that reaches beyond what holds it"
 
 
 @attrs.frozen
@@ -179,53 +180,48 @@ def _whole_message(data: bytes | memoryview) -> bytes | None:
 
 
 def _parse(message: bytes, size: int) -> ClientHello:
-    session_id, at = _vector(message, _MESSAGE_HEADER + _VERSION_AND_RANDOM, 1)
-    suites, at = _vector(message, at, 2)
-    compressions, at = _vector(message, at, 1)
-    if len(session_id) > _MAX_SESSION_ID or not suites or len(suites) % 2 or not compressions:
+    """Read the vectors. Each connection pays for this, so only the two that matter are cut out of the message."""
+    end = len(message)
+    try:
+        at = _MESSAGE_HEADER + _VERSION_AND_RANDOM
+        session_id = message[at]
+        at += 1 + session_id
+        suites = message[at] << 8 | message[at + 1]
+        at += 2 + suites
+        compressions = message[at]
+        at += 1 + compressions
+    except IndexError:
+        raise MalformedHello(_TOO_LONG) from None
+    if at > end:
+        raise MalformedHello(_TOO_LONG)
+    if session_id > _MAX_SESSION_ID or not suites or suites % 2 or not compressions:
         raise MalformedHello("a session id, cipher suites or compression methods of a wrong length")
-    if at == len(message):  # as clients wrote it before TLS 1.2
+    if at == end:  # as clients wrote it before TLS 1.2
         return ClientHello(None, (), size, encrypted_client_hello=False)
-    block, at = _vector(message, at, 2)
-    if at != len(message):
-        raise MalformedHello("bytes after the extensions")
-    extensions = _extensions(block)
-    name = extensions.get(_SERVER_NAME)
-    alpn = extensions.get(_ALPN)
-    return ClientHello(
-        None if name is None else _server_name(name),
-        () if alpn is None else _protocols(alpn),
-        size,
-        encrypted_client_hello=_ENCRYPTED_CLIENT_HELLO in extensions,
-    )
-
-
-def _vector(data: bytes, at: int, width: int) -> tuple[bytes, int]:
-    """The vector (RFC 8446 section 3.4) at `at`, whose length is written in `width` bytes, and where it ends."""
-    start = at + width
-    end = start + int.from_bytes(data[at:start], "big")
-    if end > len(data):
-        raise MalformedHello("a length that reaches beyond what holds it")
-    return data[start:end], end
-
-
-def _extensions(block: bytes) -> dict[int, bytes]:
-    extensions: dict[int, bytes] = {}
-    at = 0
-    while at < len(block):
-        if len(block) - at < _EXTENSION.size:
+    if end - at < 2 or end - at - 2 != message[at] << 8 | message[at + 1]:
+        raise MalformedHello("extensions of another length than what is left for them")
+    at += 2
+    seen: set[int] = set()
+    server_name: str | None = None
+    alpn: tuple[bytes, ...] = ()
+    while at < end:
+        if end - at < _EXTENSION.size:
             raise MalformedHello("an extension without room for its length")
-        kind, length = _EXTENSION.unpack_from(block, at)
+        kind, length = _EXTENSION.unpack_from(message, at)
         start = at + _EXTENSION.size
         at = start + length
-        if at > len(block):
+        if at > end:
             raise MalformedHello("an extension that reaches beyond the others")
-        if kind in extensions:
+        if kind in seen:
             if kind == _SERVER_NAME:
                 raise BadServerName("two server_name extensions")
             raise MalformedHello(f"extension {kind} comes twice", Alert.ILLEGAL_PARAMETER)
-        extensions[kind] = block[start:at]
-    return extensions
+        seen.add(kind)
+        if kind == _SERVER_NAME:
+            server_name = _server_name(message[start:at])
+        elif kind == _ALPN:
+            alpn = _protocols(message[start:at])
+    return ClientHello(server_name, alpn, size, _ENCRYPTED_CLIENT_HELLO in seen)
 
 
 def _server_name(content: bytes) -> str:
@@ -245,14 +241,16 @@ def _server_name(content: bytes) -> str:
 
 
 def _protocols(content: bytes) -> tuple[bytes, ...]:
-    names, end = _vector(content, 0, 2)
-    if end != len(content) or not names:
+    if len(content) < 3 or int.from_bytes(content[:2], "big") != len(content) - 2:
         raise MalformedHello("an ALPN extension that holds something else than one list")
     protocols = []
-    at = 0
-    while at < len(names):
-        protocol, at = _vector(names, at, 1)
-        if not protocol:
+    at = 2
+    while at < len(content):
+        start = at + 1
+        at = start + content[at]
+        if at > len(content):
+            raise MalformedHello(_TOO_LONG)
+        if at == start:
             raise MalformedHello("an empty protocol name in ALPN")
-        protocols.append(protocol)
+        protocols.append(content[start:at])
     return tuple(protocols)
