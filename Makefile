@@ -4,12 +4,12 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: run test lint format bench clean tools
+.PHONY: run test lint format bench autobahn clean tools suites
 
 run: .venv/.run  ## the scene on loopback, with stand-in backends; Ctrl-C ends it
 	@.venv/bin/trioproxy demo
 
-test: .venv/.test tools  ## every test; ARGS="tests/http -k chunked" chooses
+test: .venv/.test tools suites  ## every test; ARGS="tests/http -k chunked" chooses
 	$(PY) -m pytest -o faulthandler_timeout=120 $(ARGS)
 
 lint: .venv/.lint  ## style, types, and the Trio rules
@@ -26,12 +26,19 @@ bench: .venv/.run  ## beside nginx and HAProxy, some ten minutes; ARGS="--quick"
 	@setup/debian.sh bench
 	$(PY) -m bench $(ARGS)
 
+autobahn: .venv/.test  ## Autobahn's WebSocket cases, without the proxy and through it; ARGS='1.* 7.*' chooses
+	$(PY) -m tests.autobahn $(ARGS)
+
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .work build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 tools:
 	@setup/debian.sh test
+
+# Tests that others wrote; they skip where these cannot be fetched.
+suites: .venv/.test
+	@$(PY) -m tests.suites
 
 # A stamp for each set of dependencies, renewed when they change.
 .venv/.run: pyproject.toml setup/venv.sh setup/debian.sh
