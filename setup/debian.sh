@@ -92,7 +92,7 @@ proxies=(nginx:nginx-light stream:libnginx-mod-stream haproxy:haproxy)
 
 install_for_tests() {
     install_what "some tests" "Those tests will skip." "${proxies[@]}" pebble:pebble pebble-challtestsrv:pebble \
-        certbot:certbot curl:curl ip:iproute2 nft:nftables
+        certbot:certbot curl:curl nghttp:nghttp2-client ip:iproute2 nft:nftables
 }
 
 install_for_bench() {

@@ -1,0 +1,197 @@
+"""Heads of HTTP/2 messages: fields to our values and back, and every rule that libnghttp2 leaves to its user.
+
+libnghttp2 itself resets a stream whose fields have upper case, characters that are not allowed, pseudo-header fields
+doubled, unknown or out of place, connection-specific fields, or a Content-Length that its body does not keep to. What
+it lets pass is judged here. What we send is looked at here too, for ngh2 sends whatever it is given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from trioproxy.config.model import Limits
+from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
+from trioproxy.http.fields import TOKEN, FieldError, framing, options
+from trioproxy.http.h1_read import MAX_TARGET
+from trioproxy.http.messages import Header, Headers, RequestHead, ResponseHead
+from trioproxy.names import split_authority
+
+FIELD_OVERHEAD = 32
+"""Bytes that a field counts besides its own (RFC 9113 section 6.5.2)."""
+
+VERSION = (2, 0)
+
+_METHOD = re.compile(TOKEN)
+_TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*")
+
+_CONNECTION_SPECIFIC = frozenset(b"connection keep-alive proxy-connection transfer-encoding upgrade".split())
+"""RFC 9113 section 8.2.2. TE is one of them, and may still say `trailers`."""
+
+_JUDGED = _CONNECTION_SPECIFIC | frozenset(
+    b":method :scheme :authority :path :protocol host cookie content-length expect te".split()
+)
+
+_NOT_SENT = _CONNECTION_SPECIFIC | {b"host", b"http2-settings"}
+
+_NO_NAME = re.compile(rb"[^!#$%&'*+.^_`|~0-9a-z-]")
+_NO_VALUE = re.compile(rb"[^\t\x20-\x7e\x80-\xff]")
+
+
+class RequestHeads:
+    """Reads the heads of the requests of one connection.
+
+    Attributes:
+        size: Of the last head, as its sender has to count it.
+    """
+
+    __slots__ = ("_authority", "_limits", "size")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._authority: bytes | None = None  # the last one found valid; a connection's requests rarely name another
+        self.size = 0
+
+    def read(self, fields: Iterable[Header], ended: bool) -> RequestHead:
+        """The head that `fields` make.
+
+        Args:
+            fields: As decoded.
+            ended: Whether the stream ends with them.
+
+        Raises:
+            RequestError: they break a rule; its status is the answer.
+        """
+        method = scheme = path = authority = protocol = host = b""
+        cookies: list[bytes] = []
+        lengths: list[bytes] = []
+        expect: list[bytes] = []
+        kept: Headers = []
+        size = 0
+        for name, value in fields:
+            size += len(name) + len(value) + FIELD_OVERHEAD
+            if name not in _JUDGED:
+                kept.append((name, value))
+            elif name == b":method":
+                method = value
+            elif name == b":path":
+                path = value
+            elif name == b":scheme":
+                scheme = value
+            elif name == b":authority":
+                authority = value
+            elif name == b":protocol":
+                protocol = value.lower()
+            elif name == b"cookie":
+                cookies.append(value)
+            elif name == b"content-length":
+                lengths.append(value)
+            elif name == b"expect":
+                expect.append(value)
+            elif name == b"host":
+                if host:
+                    raise RequestError("several Host fields")
+                host = value
+            elif name == b"te" and options([value]) == [b"trailers"]:
+                kept.append((name, value))
+            else:
+                raise RequestError(f"the field {name.decode()} has no place in HTTP/2")
+        self.size = size
+        if cookies:
+            kept.append((b"cookie", b"; ".join(cookies)))  # RFC 9113 section 8.2.3
+        if size > self._limits.header_size or len(kept) > self._limits.header_fields:
+            raise RequestError("the header fields are too large or too many", 431)
+        if method == b"CONNECT" and protocol:
+            method = b"GET"  # the head of the handshake that it stands for (RFC 8441 section 5)
+        elif method in (b"CONNECT", b"TRACE"):
+            raise RequestError(f"{method.decode()} is not done here", 405)
+        elif protocol:
+            raise RequestError(":protocol without CONNECT")
+        if len(path) > MAX_TARGET:
+            raise RequestError("the request target is too long", 414)
+        if not _METHOD.fullmatch(method) or scheme.lower() not in (b"https", b"http"):
+            raise RequestError("an invalid method or scheme")
+        if not _TARGET.fullmatch(path) and not (path == b"*" and method == b"OPTIONS"):
+            raise RequestError("an invalid request target")
+        if expect and options(expect) != [b"100-continue"]:
+            raise RequestError("an expectation that is not met here", 417)
+        return RequestHead(
+            method,
+            path,
+            self._judged(authority, host),
+            kept,
+            VERSION,
+            0 if ended or protocol else _length(lengths),
+            upgrade=protocol or None,
+            expect_continue=bool(expect) and not ended,
+        )
+
+    def _judged(self, authority: bytes, host: bytes) -> bytes:
+        """The authority; Host, if there is one too, must say the same (RFC 9113 section 8.3.1)."""
+        named = authority or host
+        if named != self._authority:
+            _split(named)
+            self._authority = named
+        if host and host != named and _split(host) != _split(named):
+            raise RequestError("Host is not the authority")
+        return named
+
+
+def _split(authority: bytes) -> tuple[str, int | None]:
+    try:
+        return split_authority(authority.decode("ascii"))
+    except (InvalidName, UnicodeDecodeError):
+        raise RequestError("an invalid authority") from None
+
+
+def _length(lengths: list[bytes]) -> int | None:
+    try:
+        length = framing(lengths, [], VERSION)
+    except FieldError as exc:
+        raise RequestError(str(exc)) from None
+    return None if length is None else int(length)
+
+
+def read_response(fields: Iterable[Header], method: bytes, ended: bool) -> ResponseHead:
+    """The head of a response to a request with `method`; `ended`: the stream ends with it.
+
+    Raises:
+        UpstreamProtocolError: it breaks a rule.
+    """
+    status = b""
+    headers: Headers = []
+    lengths: list[bytes] = []
+    for name, value in fields:
+        if name == b":status":
+            status = value
+            continue
+        if name == b"content-length":
+            lengths.append(value)
+        elif name in _CONNECTION_SPECIFIC:
+            raise UpstreamProtocolError(f"the field {name.decode()} has no place in HTTP/2")
+        headers.append((name, value))
+    if not (len(status) == 3 and status.isdigit() and status >= b"100") or status == b"101":
+        raise UpstreamProtocolError("an invalid status")
+    try:
+        length = framing(lengths, [], VERSION)
+    except FieldError as exc:
+        raise UpstreamProtocolError(str(exc)) from None
+    code = int(status)
+    bodiless = ended or method == b"HEAD" or code < 200 or code in (204, 304)
+    return ResponseHead(code, b"", headers, VERSION, 0 if bodiless else None if length is None else int(length))
+
+
+def fields_to_send(pseudo: Headers, headers: Iterable[Header]) -> Headers:
+    """A head as HTTP/2 has it: what concerns an HTTP/1 connection is left out, and all is looked at.
+
+    Raises:
+        ValueError: a name or value that HTTP/2 does not allow.
+    """
+    fields = [
+        field for field in headers if field[0] not in _NOT_SENT and (field[0] != b"te" or field[1] == b"trailers")
+    ]
+    names = [name for name, _ in fields]
+    fields = pseudo + fields
+    if b"" in names or _NO_NAME.search(b"".join(names)) or _NO_VALUE.search(b"".join([value for _, value in fields])):
+        raise ValueError("a name or value that HTTP/2 does not allow")
+    return fields

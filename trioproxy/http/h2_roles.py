@@ -1,0 +1,206 @@
+"""The two roles of an HTTP/2 connection: what begins a message, and what only one of them may do."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import ngh2
+
+from trioproxy.config.model import Limits
+from trioproxy.errors import RequestError, UpstreamError, UpstreamProtocolError
+from trioproxy.http.h1_read import BACKEND_LIMITS
+from trioproxy.http.h2_codec import MAX_STREAMS, Codec
+from trioproxy.http.h2_events import Code, Refused, Request, Response
+from trioproxy.http.h2_heads import RequestHeads, fields_to_send, read_response
+from trioproxy.http.h2_vigil import REFUSED
+
+if TYPE_CHECKING:
+    from trioproxy.http.messages import Headers
+
+HEADS_HELD = 256 * 1024
+"""Bytes of decoded heads that a connection's open requests may hold at once, beside `HELD_PER_BYTE`."""
+
+HELD_PER_BYTE = 5
+"""What a byte received adds to that. HPACK makes 4 KiB of one byte, so a few packets could claim megabytes."""
+
+_DRAINING = b"draining"
+
+
+class ServerCodec(Codec):
+    """The side that clients connect to.
+
+    Tells `Request` or `Refused`, then `Body` and `Ended`, and at last `Closed`, of each stream.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(
+            ngh2.Role.SERVER,
+            {
+                ngh2.Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                ngh2.Setting.ENABLE_CONNECT_PROTOCOL: 1,
+                ngh2.Setting.NO_RFC7540_PRIORITIES: 1,  # libnghttp2 takes turns by RFC 9218 only then
+            },
+            limits,
+        )
+        self._heads = RequestHeads(limits)
+        self._sizes: dict[int, int] = {}  # of the heads of open streams
+        self._held = 0  # their sum
+        self._received = 0
+
+    def receive(self, data: bytes) -> None:
+        """See `Codec.receive`."""
+        self._received += len(data)
+        super().receive(data)
+
+    def respond(self, stream: int, status: int, headers: Headers, *, end: bool = False) -> None:
+        """Send the head of a response; with `end` there is no body.
+
+        Raises:
+            ValueError: a field that HTTP/2 does not allow.
+        """
+        fields = fields_to_send([(b":status", b"%d" % status)], headers)
+        try:  # noqa: SIM105 - as each request passes here
+            self._engine.send_response(stream, fields, end_stream=end)
+        except ngh2.NGH2Error:
+            pass
+
+    def inform(self, stream: int, status: int, headers: Headers) -> None:
+        """Send a head below 200. Raises as `respond`."""
+        fields = fields_to_send([(b":status", b"%d" % status)], headers)
+        with contextlib.suppress(ngh2.NGH2Error):
+            self._engine.send_informational_response(stream, fields)
+
+    def shutdown(self) -> None:
+        """Begin to end the connection: streams that are on their way are still taken, for as long as a PING takes.
+
+        Whoever does not hear of that PING calls `goaway` after a while (RFC 9113 section 6.8).
+        """
+        self.closing = True
+        with contextlib.suppress(ngh2.NGH2Error):
+            self._engine.send_shutdown_notice()
+            self._engine.ping(_DRAINING)
+
+    def _translate(self, event: ngh2.Event) -> None:
+        if isinstance(event, ngh2.RequestReceived):
+            self._on_request(event.stream_id, event)
+        elif isinstance(event, ngh2.PingAcknowledged):
+            self.goaway()
+        else:
+            super()._translate(event)
+
+    def _on_request(self, stream: int, event: ngh2.RequestReceived) -> None:
+        self._open.add(stream)
+        ended = event.end_stream
+        try:
+            head = self._heads.read(event.headers, ended)
+        except RequestError as exc:
+            self._vigil.left -= REFUSED
+            method = next((value for name, value in event.headers if name == b":method"), b"")
+            self._told.append(Refused(stream, exc, method))
+            return
+        size = self._heads.size
+        if self._held + size > HEADS_HELD + HELD_PER_BYTE * self._received:
+            self._vigil.left -= REFUSED
+            self._open.discard(stream)
+            self.reset(stream, Code.REFUSED_STREAM)
+            return
+        self._sizes[stream] = size
+        self._held += size
+        self._told.append(Request(stream, head, ended))
+
+    def _on_closed(self, stream: int, code: int) -> None:
+        self._held -= self._sizes.pop(stream, 0)
+        super()._on_closed(stream, code)
+
+
+class ClientCodec(Codec):
+    """The side that connects to backends.
+
+    Tells `Response` (several, if there are heads below 200), then `Body` and `Ended`, and at last `Closed`, of each
+    stream.
+    """
+
+    def __init__(self, limits: Limits = BACKEND_LIMITS) -> None:
+        super().__init__(
+            ngh2.Role.CLIENT, {ngh2.Setting.ENABLE_PUSH: 0, ngh2.Setting.MAX_CONCURRENT_STREAMS: 0}, limits
+        )
+        self._methods: dict[int, bytes] = {}
+
+    @property
+    def room(self) -> int:
+        """How many more requests the backend takes at the moment; 100 in all before it has said so itself."""
+        if self.closing or not self._engine.can_send_request:
+            return 0
+        allowed = self._engine.remote_settings.get(ngh2.Setting.MAX_CONCURRENT_STREAMS, 100)
+        return max(min(allowed, MAX_STREAMS) - len(self._open), 0)
+
+    @property
+    def extended_connect(self) -> bool:
+        """Whether the backend has said that it takes extended CONNECT (RFC 8441)."""
+        return self._engine.remote_settings.get(ngh2.Setting.ENABLE_CONNECT_PROTOCOL, 0) == 1
+
+    def request(
+        self,
+        method: bytes,
+        scheme: bytes,
+        authority: bytes,
+        target: bytes,
+        headers: Headers,
+        *,
+        end: bool = False,
+        protocol: bytes = b"",
+    ) -> int:
+        """Send the head of a request; with `end` there is no body.
+
+        Args:
+            method: Of the request.
+            scheme: b"http" or b"https".
+            authority: For `:authority`; left out when it is empty.
+            target: For `:path`.
+            headers: The fields; of an HTTP/1 head: what concerns a connection, and Host, are left out.
+            end: Whether the message ends with them.
+            protocol: For `:protocol`, with method b"CONNECT".
+
+        Returns:
+            The stream's number.
+
+        Raises:
+            ValueError: a field that HTTP/2 does not allow.
+            UpstreamError: the connection takes no more requests.
+        """
+        pseudo = [(b":method", method), (b":scheme", scheme), (b":path", target)]
+        if authority:
+            pseudo.append((b":authority", authority))
+        if protocol:
+            pseudo.append((b":protocol", protocol))
+        fields = fields_to_send(pseudo, headers)
+        try:
+            stream = self._engine.send_request(fields, end_stream=end)
+        except ngh2.NGH2Error as exc:
+            raise UpstreamError(f"the connection takes no more requests: {exc}") from exc
+        self._open.add(stream)
+        self._methods[stream] = method
+        return stream
+
+    def _translate(self, event: ngh2.Event) -> None:
+        if isinstance(event, ngh2.ResponseReceived):
+            self._on_response(event.stream_id, event, event.end_stream)
+        elif isinstance(event, ngh2.InformationalResponseReceived):
+            self._on_response(event.stream_id, event, ended=False)
+        else:
+            super()._translate(event)
+
+    def _on_response(
+        self, stream: int, event: ngh2.ResponseReceived | ngh2.InformationalResponseReceived, ended: bool
+    ) -> None:
+        try:
+            head = read_response(event.headers, self._methods.get(stream, b""), ended)
+        except UpstreamProtocolError:
+            self.reset(stream, Code.PROTOCOL_ERROR)
+            return
+        self._told.append(Response(stream, head, ended))
+
+    def _on_closed(self, stream: int, code: int) -> None:
+        self._methods.pop(stream, None)
+        super()._on_closed(stream, code)
