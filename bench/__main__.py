@@ -1,9 +1,9 @@
-"""Measure trioproxy beside nginx and HAProxy, print the figures, and draw them.
+"""Measure trioproxy beside nginx, HAProxy and Caddy, print the figures, and draw them.
 
     python -m bench [PART ...] [--quick] [--rounds N] [--seconds S] [--json FILE] [--pictures DIR]
     python -m bench --from FILE [--markdown] [--pictures DIR]
 
-Without PART everything is measured, in some ten minutes, and the pictures of docs/pictures are drawn anew. The part
+Without PART everything is measured, in some fifteen minutes, and the pictures of docs/pictures are drawn anew. The part
 `start` is bench/start.py, which needs nothing but trioproxy.
 """
 
@@ -15,18 +15,22 @@ import json
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import attrs
 
-from bench import plot, report, start
+from bench import certificates, passthrough, plot, report, sites, start
 from bench.figures import Figure, figures
 from bench.load import Load
-from bench.parts import PARTS, QUICK, Bench, Sample, Settings
 from bench.process import BenchError, raise_descriptor_limit
-from bench.proxies import installed
+from bench.proxies import PASSING, installed
+from bench.samples import QUICK, Sample, Settings
+from bench.site_load import SiteLoad
+from bench.site_proxies import NAME
 
+PARTS = (*passthrough.PARTS, *sites.PARTS)
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 
 
@@ -58,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("part", nargs="*", metavar="PART", help=f"one or more of: start, {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="one round of a second each, and the smaller numbers")
     parser.add_argument("--rounds", type=int, help="turns of each proxy (default: 3)")
-    parser.add_argument("--seconds", type=float, help="length of each measurement (default: 5)")
+    parser.add_argument("--seconds", type=float, help="length of each measurement (default: 4)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     parser.add_argument(
         "--from", type=Path, metavar="FILE", dest="results", help="measure nothing; take FILE's samples"
@@ -90,16 +94,14 @@ def _measure(parts: list[str], settings: Settings) -> Results:
     samples: list[Sample] = []
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        bench = Bench(Load(Path(name)), Path(name), tuple(versions), settings)
-        for part in parts:
-            for sample in PARTS[part](bench):
-                values = "  ".join(f"{key} {value:,.2f}" for key, value in sample.values.items())
-                print(
-                    f"{part} {sample.case:>5}  {sample.round + 1}. {sample.proxy:<9}  {values}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                samples.append(sample)
+        for sample in _samples(parts, settings, Path(name), tuple(versions)):
+            values = "  ".join(f"{key} {value:,.2f}" for key, value in sample.values.items()) or sample.missing
+            print(
+                f"{sample.part} {sample.case:>5}  {sample.round + 1}. {sample.proxy:<9}  {values}",
+                file=sys.stderr,
+                flush=True,
+            )
+            samples.append(sample)
     return Results(
         when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         machine=report.machine(),
@@ -111,10 +113,24 @@ def _measure(parts: list[str], settings: Settings) -> Results:
     )
 
 
+def _samples(parts: list[str], settings: Settings, folder: Path, proxies: tuple[str, ...]) -> Iterator[Sample]:
+    of_passthrough = [part for part in passthrough.PARTS if part in parts]
+    of_sites = [part for part in sites.PARTS if part in parts]
+    if of_passthrough:
+        passing = tuple(name for name in proxies if name in PASSING)
+        bench = passthrough.Bench(Load(folder), folder, passing, settings)
+        for part in of_passthrough:
+            yield from passthrough.PARTS[part](bench)
+    if of_sites:
+        certificate = certificates.issue(NAME, folder)
+        site_bench = sites.SiteBench(SiteLoad(folder), folder, certificate, proxies, settings)
+        for part in of_sites:
+            yield from sites.PARTS[part](site_bench)
+
+
 def _show(results: Results, *, as_markdown: bool) -> list[Figure]:
     found = figures(results.samples)
-    columns = [name for name in report.PROXIES if name in results.versions]
-    print("\n" + (report.markdown if as_markdown else report.table)(found, columns))
+    print("\n" + report.tables(found, as_markdown=as_markdown))
     versions = ", ".join(f"{report.PROXIES[name]} {version}" for name, version in results.versions.items())
     print(f"\n{results.when}: {'; '.join(results.machine.values())}; {versions}")
     print(f"load average before {results.load_before}, after {results.load_after}")

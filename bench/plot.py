@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attrs
 
-from bench.figures import OURS, REFERENCE, Figure, Spread
+from bench.figures import OURS, REFERENCE, Figure, Spread, case_text
 from bench.report import PROXIES, number
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
@@ -48,7 +48,7 @@ THEMES = {
         edge="#d0d7de",
         text="#1f2328",
         quiet="#57606a",
-        bars={"nginx": "#a5afba", "haproxy": "#c6ced6", "trioproxy": "#2f7fd0"},
+        bars={"nginx": "#a5afba", "haproxy": "#c6ced6", "caddy": "#b4c7b8", "trioproxy": "#2f7fd0"},
         target="#b35a1f",
     ),
     "dark": Theme(
@@ -56,7 +56,7 @@ THEMES = {
         edge="#3d4652",
         text="#e6edf3",
         quiet="#9aa7b4",
-        bars={"nginx": "#6e7986", "haproxy": "#4d5763", "trioproxy": "#5aa9f0"},
+        bars={"nginx": "#6e7986", "haproxy": "#4d5763", "caddy": "#56705d", "trioproxy": "#5aa9f0"},
         target="#e0985a",
     ),
 }
@@ -109,9 +109,32 @@ PICTURES = (
             Panel("hosts", "cpu_us", "CPU of a new connection, µs"),
         ),
     ),
+    Picture(
+        "sites",
+        "Sites: what requests, connections and bodies cost",
+        (
+            Panel("requests", "cpu_us", "CPU of a request, HTTPS/1.1, µs"),
+            Panel("http2", "cpu_us", "CPU of a request, HTTP/2, µs"),
+            Panel("handshakes", "cpu_us", "CPU of a new connection, µs"),
+            Panel("transfer", "cpu_s_gb", "CPU of a gigabyte, s"),
+        ),
+    ),
+    Picture(
+        "sites-latency",
+        "Sites: latency and memory",
+        (
+            Panel("pace", "p99_ms", "latency at the same rate, p99, ms"),
+            Panel("idle-tls", "kb", "memory of an idle connection, KiB"),
+        ),
+    ),
 )
 
-CASES = {"idle": "{} idle connections", "hosts": "{} names configured"}
+CASES = {
+    "idle": "{} idle connections",
+    "hosts": "{} names configured",
+    "transfer": "one body {}",
+    "idle-tls": "{} idle connections",
+}
 
 
 def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
@@ -175,7 +198,7 @@ def _in_words(panel: Panel, shown: Iterable[Figure]) -> str:
 
 
 def _case(figure: Figure) -> str:
-    return CASES[figure.kind.part].format(f"{int(figure.case):,}")
+    return CASES[figure.kind.part].format(case_text(figure.case))
 
 
 def _height(shown: list[Figure]) -> int:
@@ -188,11 +211,14 @@ def _bars(figure: Figure) -> list[tuple[str, Spread]]:
 
 
 def _goal(figure: Figure) -> float | None:
-    """The value that trioproxy has to reach; a target that is a ratio is one of nginx's median."""
+    """The value that trioproxy has to reach, with nginx's median in it where that belongs to it."""
     target = figure.kind.target
-    if target is None or (target.of == "ratio" and REFERENCE not in figure.values):
+    if target is not None and target.of == "value":
+        return target.bound
+    if target is None or REFERENCE not in figure.values:
         return None
-    return target.bound * figure.values[REFERENCE].median if target.of == "ratio" else target.bound
+    theirs = figure.values[REFERENCE].median
+    return target.bound * theirs if target.of == "ratio" else target.bound + theirs
 
 
 def _panel(panel: Panel, shown: list[Figure], left: int, top: int, height: int) -> list[str]:

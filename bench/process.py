@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 MAX_DESCRIPTORS = 65536
@@ -52,11 +52,16 @@ def raise_descriptor_limit() -> int:
 class Child:
     """A running process and those that it started itself."""
 
-    def __init__(self, command: Sequence[str | Path], log: Path) -> None:
+    def __init__(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None) -> None:
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
             )
 
     def wait_for_port(self, port: int, patience: float) -> None:
@@ -123,9 +128,15 @@ def _stat(pid: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str | Path], log: Path, port: int, patience: float = 20) -> Iterator[Child]:
+def running(
+    command: Sequence[str | Path],
+    log: Path,
+    port: int,
+    patience: float = 20,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Child]:
     """A child that listens on `port`, until the end of the block."""
-    child = Child(command, log)
+    child = Child(command, log, environment)
     try:
         child.wait_for_port(port, patience)
         yield child

@@ -1,4 +1,4 @@
-"""The proxies that are compared, each with one worker and a configuration that sends names to ports of 127.0.0.1."""
+"""The proxies that are compared, and how each passes TLS through: one worker, names to ports of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from bench.process import BenchError, Child, free_port, raise_descriptor_limit, 
 NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 TRIOPROXY = Path(sysconfig.get_path("scripts")) / "trioproxy"
+CADDY = Path(sysconfig.get_path("scripts")) / "caddy"
+
+PASSING = ("nginx", "haproxy", "trioproxy")
+"""Those that pass TLS through; Caddy can only with a module that its official build lacks."""
 
 PIPES = 256
 """Pipes that HAProxy may splice through; by its own rule it would want a quarter of its connections' number."""
@@ -48,6 +52,8 @@ def installed() -> dict[str, str]:
         found["haproxy"] = _first(["haproxy", "-v"], r"version (\S+)")
     if "nginx" not in found:
         raise BenchError("nginx is not here: sudo apt-get install nginx-light libnginx-mod-stream haproxy")
+    if CADDY.exists():
+        found["caddy"] = _first([str(CADDY), "version"], r"v(\S+)")
     found["trioproxy"] = version("trioproxy")
     return found
 
@@ -63,7 +69,7 @@ def started(name: str, names: Mapping[str, int], folder: Path) -> Iterator[Runni
     """The proxy `name`, which sends each of `names` to its port, until the end of the block.
 
     Args:
-        name: One of `installed()`.
+        name: One of `PASSING`.
         names: Host names and ports of 127.0.0.1.
         folder: For its files; it may be used for several.
     """

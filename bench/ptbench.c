@@ -15,63 +15,12 @@
 // `paced` is an open loop: connections begin at the times of a Poisson process with a fixed seed, the same for every
 // proxy, and their latency counts from that time, so that a proxy which falls behind is not spared the queue
 // (no "coordinated omission"). Latencies end with the last byte of the answer.
-//
-// Clients use 127.0.0.2 to 127.0.0.61 as sources, for one address has too few ports.
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <math.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/timerfd.h>
-#include <time.h>
-#include <unistd.h>
+#include "common.h"
 
-#define MAX_FD 65536
-#define EVENTS 512
-#define MAX_LATENCIES 4000000
 #define MAX_DIALLING 256      // connections that `hold` has under way at once
 #define MAX_PACED 8192        // open connections of `paced`; those that are due beyond wait, and their clocks run
-#define GRACE 5.0             // seconds that connections may take to end after SECONDS
-#define SOURCES 60            // source addresses
 #define TRUNCATE_FROM 100000  // answers of this size are thrown away in the kernel: the client's CPU is not the subject
 #define DIGITS 5
-
-static char scratch[1 << 20];
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec + t.tv_nsec * 1e-9;
-}
-
-static void die(const char *what) {
-  fprintf(stderr, "ptbench: %s: %s\n", what, strerror(errno));
-  exit(2);
-}
-
-static void watch(int ep, int op, int fd, uint32_t events) {
-  struct epoll_event e = {.events = events, .data.fd = fd};
-  if (epoll_ctl(ep, op, fd, &e)) die("epoll_ctl");
-}
-
-static uint64_t dice = 0x9e3779b97f4a7c15;
-
-static uint64_t roll(void) {  // xorshift64, the same sequence in every run
-  dice ^= dice << 13;
-  dice ^= dice >> 7;
-  dice ^= dice << 17;
-  return dice;
-}
 
 // ---- the ClientHello ----------------------------------------------------------------------------------
 
@@ -192,11 +141,7 @@ static void server_step(int ep, int fd, struct served *c, int stay) {
 
 static void serve(int port, long bytes, int stay) {
   static struct served table[MAX_FD];
-  int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), one = 1;
-  setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-  struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  if (bind(listener, (void *)&address, sizeof address) || listen(listener, 8192)) die("listen");
+  int listener = listening(port), one = 1;
   int ep = epoll_create1(0);
   watch(ep, EPOLL_CTL_ADD, listener, EPOLLIN);
   struct epoll_event events[EVENTS];
@@ -231,28 +176,11 @@ struct dialled {
 
 static struct sockaddr_in target;
 static struct dialled table[MAX_FD];
-static double *latencies;
-static long done, failed, total, kept;
 static int ep, live;
 
-static void fail(const char *why) {
-  if (!failed++) fprintf(stderr, "ptbench: the first failure: %s: %s\n", why, errno ? strerror(errno) : "at its end");
-}
-
 static void dial(double began) {
-  static unsigned source = 0;
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), one = 1;
-  if (fd < 0 || fd >= MAX_FD) die("socket");
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
-  struct sockaddr_in local = {.sin_family = AF_INET};
-  local.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + source++ % SOURCES);
-  if (bind(fd, (void *)&local, sizeof local)) die("bind");
-  if (connect(fd, (void *)&target, sizeof target) && errno != EINPROGRESS) {
-    fail("connect");
-    close(fd);
-    return;
-  }
+  int fd = connecting(&target);
+  if (fd < 0) return fail("connect");
   table[fd] = (struct dialled){.began = began};
   watch(ep, EPOLL_CTL_ADD, fd, EPOLLOUT);
   live++;
@@ -263,7 +191,7 @@ static void end(int fd, const char *why) {
   if (why) {
     fail(why);
   } else {
-    if (kept < MAX_LATENCIES) latencies[kept++] = c->full - c->began;
+    took(c->full - c->began);
     done++;
   }
   close(fd);
@@ -293,25 +221,12 @@ static void step(int fd, enum mode mode, long want) {
   }
 }
 
-static int compare(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-static double percentile_ms(double p) { return kept ? latencies[(long)((kept - 1) * p)] * 1e3 : 0; }
-
-static void arm(int timer, double at) {
-  struct itimerspec t = {.it_value = {.tv_sec = (time_t)at, .tv_nsec = (long)((at - floor(at)) * 1e9)}};
-  timerfd_settime(timer, TFD_TIMER_ABSTIME, &t, NULL);
-}
-
 static int load(enum mode mode, double amount, double seconds, long want) {
   struct epoll_event events[EVENTS];
   double began = now(), stop = began + seconds, due = began;
   int timer = -1, told = 0;
   long opened = 0;
   ep = epoll_create1(0);
-  latencies = malloc(MAX_LATENCIES * sizeof *latencies);
   if (mode == PACED) {
     timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
     watch(ep, EPOLL_CTL_ADD, timer, EPOLLIN);
@@ -327,7 +242,7 @@ static int load(enum mode mode, double amount, double seconds, long want) {
     if (mode == PACED) {
       while (due <= t && due < stop && live < MAX_PACED) {
         dial(due);
-        due += -log((roll() >> 11) * 0x1p-53 + 0x1p-54) / amount;
+        due += pause_of(amount);
       }
       if (due < stop && live < MAX_PACED) arm(timer, due);
     }
@@ -340,8 +255,7 @@ static int load(enum mode mode, double amount, double seconds, long want) {
     for (int i = 0; i < count; i++) {
       int fd = events[i].data.fd;
       if (fd == timer) {
-        uint64_t ticks;
-        if (read(timer, &ticks, sizeof ticks) < 0 && errno != EAGAIN) die("timer");
+        disarm(timer);
       } else if (mode == HOLD && fd == STDIN_FILENO) {
         stop = 0;
       } else {
@@ -353,20 +267,12 @@ static int load(enum mode mode, double amount, double seconds, long want) {
   errno = ETIMEDOUT;
   if (mode != HOLD)
     for (; live > 0; live--) fail("still open after the end");
-  qsort(latencies, kept, sizeof *latencies, compare);
-  printf("{\"seconds\": %.3f, \"done\": %ld, \"failed\": %ld, \"bytes\": %ld, \"p50_ms\": %.4f, \"p99_ms\": %.4f}\n",
-         elapsed, done, failed, total, percentile_ms(0.5), percentile_ms(0.99));
+  report(elapsed);
   return failed > 0 || (mode == HOLD && done < (long)amount);
 }
 
 int main(int argc, char **argv) {
-  signal(SIGPIPE, SIG_IGN);
-  prctl(PR_SET_PDEATHSIG, SIGKILL);  // never outlive who started us
-  struct rlimit limit = {MAX_FD, MAX_FD};
-  if (setrlimit(RLIMIT_NOFILE, &limit) && !getrlimit(RLIMIT_NOFILE, &limit)) {
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-  }
+  prepare();
   const char *mode = argc > 1 ? argv[1] : "";
   if (argc >= 4 && !strcmp(mode, "server")) serve(atoi(argv[2]), atol(argv[3]), argc > 4);
   int paced = !strcmp(mode, "paced"), hold = !strcmp(mode, "hold"), client = !strcmp(mode, "client");
@@ -374,8 +280,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "ptbench: wrong usage; it is told at the top of ptbench.c\n");
     return 2;
   }
-  target = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(atoi(argv[3]))};
-  if (inet_pton(AF_INET, argv[2], &target.sin_addr) != 1) die("HOST is no IPv4 address");
+  target = address_of(argv[2], argv[3]);
   build_hello(argv[4]);
   return load(hold ? HOLD : paced ? PACED : CLIENT, atof(argv[5]), atof(argv[6]), hold ? 1 : atol(argv[7]));
 }

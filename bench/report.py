@@ -7,9 +7,9 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.figures import Figure, Spread
+from bench.figures import KINDS, Figure, Spread
 
-PROXIES = {"nginx": "nginx", "haproxy": "HAProxy", "trioproxy": "trioproxy"}
+PROXIES = {"nginx": "nginx", "haproxy": "HAProxy", "caddy": "Caddy", "trioproxy": "trioproxy"}
 """Names for people, in the order of the columns."""
 
 
@@ -35,9 +35,19 @@ def load_average() -> str:
     return " ".join(f"{value:.1f}" for value in os.getloadavg())
 
 
-def table(figures: Sequence[Figure], columns: Sequence[str]) -> str:
-    """The figures for a terminal."""
-    rows = _rows(figures, columns)
+def tables(figures: Sequence[Figure], *, as_markdown: bool) -> str:
+    """The figures, a table for passthrough and one for sites."""
+    said = []
+    for title, kinds in KINDS.items():
+        shown = [figure for figure in figures if figure.kind in kinds]
+        if shown:
+            columns = [name for name in PROXIES if any(name in f.values or name in f.missing for f in shown)]
+            rows = _rows(shown, columns)
+            said.append(f"### {title}\n\n{_markdown(rows)}" if as_markdown else f"{title}\n{_table(rows)}")
+    return "\n\n".join(said)
+
+
+def _table(rows: list[list[str]]) -> str:
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -48,17 +58,19 @@ def table(figures: Sequence[Figure], columns: Sequence[str]) -> str:
     )
 
 
-def markdown(figures: Sequence[Figure], columns: Sequence[str]) -> str:
-    """The figures as a table for docs/performance.md."""
-    rows = [f"| {' | '.join(row)} |" for row in _rows(figures, columns)]
-    return "\n".join([rows[0], "| --- |" + " ---: |" * (len(columns) + 2) + " --- |", *rows[1:]])
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(rows[0]) - 2) + " --- |", *lines[1:]])
 
 
 def _rows(figures: Sequence[Figure], columns: Sequence[str]) -> list[list[str]]:
     rows = [["", *(PROXIES[name] for name in columns), "÷ nginx", "to reach", ""]]
     for figure in figures:
         digits = figure.kind.digits
-        cells = [_cell(figure.values[name], digits) if name in figure.values else "" for name in columns]
+        cells = [
+            _cell(figure.values[name], digits) if name in figure.values else figure.missing.get(name, "")
+            for name in columns
+        ]
         ratio = "" if figure.ratio is None else _cell(figure.ratio, 2)
         rows.append([figure.title, *cells, ratio, str(figure.kind.target or ""), figure.verdict])
     return rows

@@ -1,7 +1,7 @@
-"""What is measured, part by part. In each, the proxies take turns (A B C, A B C, ...), so that all meet the same noise.
+"""What is measured of passthrough, part by part.
 
-A part yields `Sample`s as they come: the values of one proxy in one round. What they are held against is said in
-`figures.py`.
+In each the proxies take turns (A B C, A B C, ...), so that all meet the same noise. A part yields `Sample`s as they
+come: the values of one proxy in one round. What they are held against is said in `figures.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import attrs
 
-from bench.load import Load, Outcome
-from bench.process import Child, raise_descriptor_limit
+from bench.load import Load, Outcome, costing
+from bench.process import raise_descriptor_limit
 from bench.proxies import Running, started
+from bench.samples import Sample, Settings
 
 SMALL = 3_000
 """Bytes of a small answer: about a server's first flight in TLS 1.3."""
@@ -48,45 +49,6 @@ DIRECT = "direct"
 SMALL_NAME = "small.example.com"
 BULK_NAME = "bulk.example.com"
 HELD_NAME = "held.example.com"
-
-
-@attrs.frozen
-class Sample:
-    """What one proxy did in one round.
-
-    Attributes:
-        part: The part of the benchmark.
-        case: Which of several within the part: a number of connections or of names; else empty.
-        round: From 0.
-        proxy: A name of `proxies.installed()`, or `DIRECT`.
-        values: By name.
-    """
-
-    part: str
-    case: str
-    round: int
-    proxy: str
-    values: dict[str, float]
-
-
-@attrs.frozen
-class Settings:
-    """How much is measured.
-
-    Attributes:
-        rounds: Turns of each proxy.
-        seconds: Length of one measurement.
-        idle: Numbers of idle connections.
-        hosts: Numbers of configured names.
-    """
-
-    rounds: int = 3
-    seconds: float = 5.0
-    idle: tuple[int, ...] = (100, 1_000, 9_000)
-    hosts: tuple[int, ...] = (10, 1_000, 10_000)
-
-
-QUICK = Settings(rounds=1, seconds=1.0, idle=(100, 1_000), hosts=(10, 1_000))
 
 
 @attrs.frozen
@@ -126,17 +88,10 @@ class Bench:
 
     def new_connections(self, proxy: Running, name: str) -> dict[str, float]:
         """So many of them a second, and the CPU that one costs."""
-        outcome, cpu = _costing(
+        outcome, cpu = costing(
             proxy.child, lambda: self.load.client(proxy.port, name, CONCURRENCY, self.settings.seconds, SMALL)
         )
         return {"per_s": outcome.done / outcome.seconds, "cpu_us": cpu / outcome.done * 1e6}
-
-
-def _costing(child: Child, run: Callable[[], Outcome]) -> tuple[Outcome, float]:
-    """What `run` returns, and the CPU seconds that `child` used meanwhile."""
-    before = child.cpu_seconds()
-    outcome = run()
-    return outcome, child.cpu_seconds() - before
 
 
 def connections(bench: Bench) -> Iterator[Sample]:
@@ -160,7 +115,7 @@ def bulk(bench: Bench) -> Iterator[Sample]:
 
 
 def _bulk(bench: Bench, proxy: Running) -> tuple[Outcome, float]:
-    return _costing(
+    return costing(
         proxy.child, lambda: bench.load.client(proxy.port, BULK_NAME, BULK_STREAMS, bench.settings.seconds, BULK)
     )
 
@@ -193,7 +148,7 @@ def latency(bench: Bench) -> Iterator[Sample]:
 
 
 def _paced(bench: Bench, proxy: Running, rate: float) -> tuple[Outcome, float]:
-    return _costing(proxy.child, lambda: bench.load.paced(proxy.port, SMALL_NAME, rate, bench.settings.seconds, SMALL))
+    return costing(proxy.child, lambda: bench.load.paced(proxy.port, SMALL_NAME, rate, bench.settings.seconds, SMALL))
 
 
 def beside(bench: Bench) -> Iterator[Sample]:
