@@ -22,7 +22,7 @@ format: .venv/.lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: .venv/.run  ## beside nginx and HAProxy, some ten minutes; ARGS="--quick", ARGS="bulk idle" do less
+bench: .venv/.bench  ## beside nginx, HAProxy and Caddy, some fifteen minutes; ARGS="--quick", ARGS="bulk idle" do less
 	@setup/debian.sh bench
 	$(PY) -m bench $(ARGS)
 
@@ -47,6 +47,10 @@ suites: .venv/.test
 
 .venv/.test: pyproject.toml setup/venv.sh setup/debian.sh
 	setup/venv.sh test
+	@touch $@ .venv/.run
+
+.venv/.bench: pyproject.toml setup/venv.sh setup/debian.sh
+	setup/venv.sh bench
 	@touch $@ .venv/.run
 
 .venv/.lint: pyproject.toml setup/venv.sh setup/debian.sh

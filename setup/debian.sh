@@ -4,8 +4,8 @@
 #   setup/debian.sh venv PYTHON   what PYTHON lacks to make a virtual environment; fails when it cannot be had
 #   setup/debian.sh test          the servers and clients that the end-to-end tests run; never fails, because
 #                                 without them those tests skip and say why
-#   setup/debian.sh bench         the proxies that the benchmark compares with, and a C compiler for its load; never
-#                                 fails, because the benchmark says what it lacks
+#   setup/debian.sh bench         the proxies that the benchmark compares with, h2load, and a C compiler with OpenSSL for
+#                                 its own load; never fails, because the benchmark says what it lacks
 set -euo pipefail
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -54,6 +54,7 @@ has() {
     case $1 in
         stream) [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || nginx -V 2>&1 | grep -qE -e '--with-stream( |$)' ;;
         libc) [ -e /usr/include/stdio.h ] ;;
+        libssl) [ -e /usr/include/openssl/ssl.h ] ;;
         *) command -v "$1" >/dev/null ;;
     esac
 }
@@ -96,7 +97,8 @@ install_for_tests() {
 }
 
 install_for_bench() {
-    install_what "the benchmark's comparisons" "It will say what it lacks." "${proxies[@]}" gcc:gcc libc:libc6-dev
+    install_what "the benchmark's comparisons" "It will say what it lacks." "${proxies[@]}" gcc:gcc libc:libc6-dev \
+        libssl:libssl-dev h2load:nghttp2-client
 }
 
 PATH=$PATH:/usr/sbin:/sbin # where Debian keeps nginx and ip, and ordinary users do not look
