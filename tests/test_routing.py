@@ -23,6 +23,11 @@ def site(**routes: str) -> Site:
     return configuration(f'[sites."x.myname.com"]\n{lines}').sites["x.myname.com"]
 
 
+def long_site(text: str) -> Site:
+    """A site with this text for its table."""
+    return configuration(f'[sites."x.myname.com"]\n{text}').sites["x.myname.com"]
+
+
 def chosen(where: Site, target: str) -> tuple[str, bytes, bytes | None]:
     choice = choose(where, target.encode("latin-1"))
     assert isinstance(choice, Choice)
@@ -237,6 +242,88 @@ def test_below_a_replaced_prefix_raw_bytes_go_on() -> None:
     assert chosen(where, "/api//x") == ("/api/", b"/v1//x", b"/api")
 
 
+def test_the_path_of_several_targets_is_one() -> None:
+    where = long_site('"/api/" = { to = ["http://b/v1", "h2c://c/v1", "https://d/v1"] }')
+    assert chosen(where, "/api/x") == ("/api/", b"/v1/x", b"/api")
+    assert choose(where, b"/api") == Redirect(b"/api/")
+    assert chosen(site(**{"/api/": "unix:/run/x"}), "/api/x") == ("/api/", b"/api/x", None)
+
+
+# ---- redirects ----------------------------------------------------------------------------------------
+
+
+def moved(prefix: str, redirect: str, target: bytes, others: str = "") -> bytes:
+    choice = choose(long_site(f'"{prefix}" = {{ redirect = "{redirect}" }}\n{others}'), target)
+    assert isinstance(choice, Redirect)
+    return choice.location
+
+
+@pytest.mark.parametrize(
+    ("prefix", "redirect", "target", "location"),
+    [
+        ("/old/", "/new/", b"/old/x?y", b"/new/x?y"),
+        ("/old/", "/new", b"/old/x", b"/new/x"),
+        ("/old/", "/new", b"/old/", b"/new/"),
+        ("/old/", "/new/", b"/old/?", b"/new/?"),
+        ("/old/", "/", b"/old/x/", b"/x/"),
+        ("/old", "/new/", b"/old", b"/new/"),
+        ("/old", "/new/", b"/old?y", b"/new/?y"),
+        ("/old", "/new", b"/old/x", b"/new/x"),
+        ("/old/", "/new/", b"/old", b"/old/"),  # the slash first, as with a target
+        ("/old/", "/new/", b"/old?y", b"/old/?y"),
+        ("/old/", "https://other.example", b"/old/x?y", b"https://other.example/old/x?y"),
+        ("/old/", "https://other.example/", b"/old/x?y", b"https://other.example/x?y"),
+        ("/old/", "https://other.example/old/", b"/old/x", b"https://other.example/old/x"),
+        ("/old/", "https://other.example:8443/new", b"/old/x", b"https://other.example:8443/new/x"),
+        ("/", "https://www.myname.com", b"/", b"https://www.myname.com/"),
+        ("/", "https://www.myname.com", b"/a//b?c=/d", b"https://www.myname.com/a//b?c=/d"),
+        ("/", "https://www.myname.com/app", b"/", b"https://www.myname.com/app/"),
+    ],
+)
+def test_where_a_redirect_leads(prefix: str, redirect: str, target: bytes, location: bytes) -> None:
+    assert moved(prefix, redirect, target) == location
+
+
+@pytest.mark.parametrize(
+    ("target", "location"),
+    [
+        (b"/old//evil.example", b"/.//evil.example"),
+        (b"/old//evil.example/%2e%2e", b"/.//evil.example/%2e%2e"),
+        (b"/old/\\evil.example", b"/./\\evil.example"),
+        (b"/old/\t/evil.example", b"/%09/evil.example"),
+        (b"/old/x\r\nSet-Cookie: a=b", b"/x%0D%0ASet-Cookie:%20a=b"),
+        (b"/old/\xfc?\xfc", b"/%FC?%FC"),
+        (b"/old/%0d%0ax", b"/%0d%0ax"),
+    ],
+)
+def test_no_path_makes_a_redirect_lead_to_another_host_or_write_a_field(target: bytes, location: bytes) -> None:
+    assert moved("/old/", "/", target) == location
+
+
+def test_no_path_joins_the_host_of_a_redirect() -> None:
+    for target in (b"/.evil.example", b"/@evil.example", b"//evil.example", b"/:80/"):
+        assert moved("/", "https://www.myname.com", target) == b"https://www.myname.com" + target
+
+
+@pytest.mark.parametrize("target", ["/old/../x", "/old/%2e%2e/x", "/x/../old/y", "/old/x/../../old/y"])
+def test_a_redirect_depends_on_no_reading_of_the_path_either(target: str) -> None:
+    assert status(long_site('"/old/" = { redirect = "/new/" }\n"/" = "http://b"'), target) == 400
+
+
+def test_a_redirect_among_other_routes() -> None:
+    where = long_site('"/" = "http://b"\n"/old/" = { redirect = "/new/" }\n"/old/kept" = "http://c/k"')
+    assert chosen(where, "/older") == ("/", b"/older", None)
+    assert chosen(where, "/old/kept/x") == ("/old/kept", b"/k/x", b"/old/kept")
+    assert choose(where, b"/old/x") == Redirect(b"/new/x")
+    assert choose(where, b"/old") == Redirect(b"/old/")
+    away = long_site('"/" = "http://b"\n"/old/" = { redirect = "https://other.example" }')
+    assert chosen(away, "/old") == ("/", b"/old", None)  # paths go on unchanged, so this one lies elsewhere
+
+
+def test_options_of_the_whole_server_is_no_path_to_redirect() -> None:
+    assert status(long_site('"/" = { redirect = "https://www.myname.com" }'), "*") == 404
+
+
 # ---- Location -----------------------------------------------------------------------------------------
 
 
@@ -252,6 +339,11 @@ def test_below_a_replaced_prefix_raw_bytes_go_on() -> None:
         ("/", "http://b:8080", "http://b/x", None),
         ("/", "https://b", "https://b:443/x", "/x"),
         ("/", "https://b", "http://b/x", None),
+        ("/", "h2c://b", "http://b/x", "/x"),
+        ("/", "h2c://b:50051", "http://b:50051/x", "/x"),
+        ("/", "h2c://b", "https://b/x", None),
+        ("/", "unix:/run/x", "http://localhost/x", None),
+        ("/", "unix:/run/x", "http:///run/x", None),
         ("/", "http://b", "https://b/x", None),
         ("/", "http://10.2.3.4", "http://10.2.3.45/x", None),
         ("/", "http://10.2.3.4", "http://10.2.3.4.evil.example/x", None),
@@ -287,6 +379,16 @@ def test_below_a_replaced_prefix_raw_bytes_go_on() -> None:
 def test_location_is_mapped_back(route: str, to: str, location: str, mapped: str | None) -> None:
     where = site(**{route: to}).routes[0]
     assert map_location(where, location.encode()) == (location if mapped is None else mapped).encode()
+
+
+def test_location_of_any_of_several_targets_is_mapped_back() -> None:
+    lists = ('["http://b/v1", "h2c://b:81/v1", "https://c/v1"]', '["unix:/run/x", "http://d"]')
+    api, root = long_site('"/api/" = {{ to = {} }}\n"/" = {{ to = {} }}'.format(*lists)).routes
+    for base in (b"http://b", b"http://b:81", b"https://c"):
+        assert map_location(api, base + b"/v1/x") == b"/api/x"
+    for other in (b"https://b/v1/x", b"http://c/v1/x", b"http://d/v1/x", b"http://b:81/v2/x"):
+        assert map_location(api, other) == other
+    assert map_location(root, b"http://d/x") == b"/x"
 
 
 def test_whoever_follows_a_mapped_location_gets_what_the_backend_meant() -> None:

@@ -57,11 +57,7 @@ class RouteTable:
 
 def route_for(site: Site, path: str) -> Route | None:
     """The route with the longest prefix of `path`, on segment boundaries; None when none matches."""
-    for route in site.routes:  # longest first
-        prefix = route.prefix
-        if path.startswith(prefix) and (prefix.endswith("/") or len(path) == len(prefix) or path[len(prefix)] == "/"):
-            return route
-    return None
+    return next((route for route in site.routes if route.covers(path)), None)  # longest first
 
 
 @attrs.frozen
@@ -81,7 +77,7 @@ class Choice:
 
 @attrs.frozen
 class Redirect:
-    """A request to be answered with 308 and this Location, a path and query on the same host."""
+    """A request to be answered with 308 and this Location: a URL, or a path and query on the same host."""
 
     location: bytes
 
@@ -89,8 +85,8 @@ class Redirect:
 def choose(site: Site, target: bytes) -> Choice | Redirect:
     """The way of a request within `site`.
 
-    The path of a route's target takes the place of the matched prefix, as with nginx's `proxy_pass`; where the target
-    has none, the request's path goes on unchanged.
+    The path of a route's targets or redirect takes the place of the matched prefix, as with nginx's `proxy_pass`;
+    where they have none, the request's path goes on unchanged.
 
     Args:
         site: The site that the request's authority led to.
@@ -110,9 +106,9 @@ def choose(site: Site, target: bytes) -> Choice | Redirect:
         raise RequestError(f"the path {raw!r} leads elsewhere when it is resolved")
     if route is None:
         raise RequestError(f"no route for the path {raw!r}", 404)
-    base = route.to[0].path
+    base = route.path
     if base is None:
-        return Choice(route, target, None)
+        return _moved(route, target) if route.redirect else Choice(route, target, None)
     prefix = route.prefix
     if len(prefix) > len(raw):
         return Redirect(prefix.encode() + mark + query)
@@ -120,10 +116,28 @@ def choose(site: Site, target: bytes) -> Choice | Redirect:
     rest = raw[len(stripped) :]  # empty, or it begins with a slash: the one that joins
     if unusual:
         _resolved(rest)
+    joined = (stem + rest if rest else base).encode("latin-1") + mark + query
+    if route.redirect:
+        return _moved(route, joined)
     if stripped == stem:
         return Choice(route, target, None)
-    joined = (stem + rest if rest else base).encode("latin-1")
-    return Choice(route, joined + mark + query, stripped.encode() or None)
+    return Choice(route, joined, stripped.encode() or None)
+
+
+_NO_URL = re.compile(rb"[^!-~]")
+
+
+def _moved(route: Route, target: bytes) -> Redirect:
+    """The answer of a redirect, with path and query of the new place. It says nothing that Host could change."""
+    origin = route.redirect_parts[0].encode()
+    # Bytes that no URL may hold go encoded, for some clients drop a tab or take another encoding for granted.
+    target = _NO_URL.sub(lambda found: b"%%%02X" % ord(found[0]), target)
+    return Redirect(origin + target if origin else _on_this_host(target))
+
+
+def _on_this_host(target: bytes) -> bytes:
+    """A path as the Location of the same host; of `//x` a client would take x for a host (RFC 3986 section 4.2)."""
+    return b"/." + target if target[1:2] in (b"/", b"\\") else target
 
 
 def _choose_asterisk(site: Site, target: bytes) -> Choice:
@@ -131,7 +145,7 @@ def _choose_asterisk(site: Site, target: bytes) -> Choice:
     if target != b"*":
         raise RequestError(f"{target!r} is no request target")
     route = route_for(site, "/")
-    if route is None:
+    if route is None or route.redirect:
         raise RequestError("no route for *", 404)
     return Choice(route, target, None)
 
@@ -148,7 +162,7 @@ def _nearest(site: Site, path: str) -> Route | None:
             exact = len(path) == len(prefix)
             if exact or prefix[-1] == "/" or path[len(prefix)] == "/":
                 return route if exact or slashed is None else slashed
-        elif len(prefix) == len(path) + 1 and route.to[0].path is not None and prefix == path + "/":
+        elif len(prefix) == len(path) + 1 and route.path is not None and prefix == path + "/":
             slashed = route
     return slashed
 
@@ -184,6 +198,9 @@ def _resolved(path: str) -> str:
 
 # ---- the way back -------------------------------------------------------------------------------------
 
+_SPOKEN = {"http": "http", "https": "https", "h2c": "http", "unix": ""}
+"""How a backend that is called by a target's scheme names its own in URLs."""
+
 # Of an http URL: scheme, host, port, and the rest, in which a space or tab could change what it means to a client.
 _ABSOLUTE = re.compile(rb"(https?)://([^/?#@]*?)(?::([0-9]{0,5}))?(?=[/?#]|$)([!-~]*)", re.IGNORECASE)
 
@@ -191,27 +208,22 @@ _ABSOLUTE = re.compile(rb"(https?)://([^/?#@]*?)(?::([0-9]{0,5}))?(?=[/?#]|$)([!
 def map_location(route: Route, location: bytes) -> bytes:
     """A backend's Location as the client must see it.
 
-    One that begins with the route's target (on segment boundaries, the default port written or not) becomes a path
-    below the route's prefix; any other is returned unchanged.
+    One that begins with any of the route's targets (on segment boundaries, the default port written or not) becomes a
+    path below the route's prefix; any other is returned unchanged. Behind a unix socket there is no URL to begin with.
     """
     found = _ABSOLUTE.fullmatch(location)
     if not found:
         return location
-    to = route.to[0]
-    scheme, host = found[1].decode().lower(), found[2].decode("latin-1").lower()
+    scheme, host = found[1].decode().lower(), found[2].decode("latin-1").lower().strip("[]")
     port = int(found[3] or {"http": 80, "https": 443}[scheme])
-    if (scheme, host.strip("[]"), port) != (to.scheme, to.host, to.port):
+    if not any((scheme, host, port) == (_SPOKEN[to.scheme], to.host, to.port) for to in route.to):
         return location
     rest = found[4]
-    if to.path is not None:
-        stem = to.path.rstrip("/").encode()
+    if route.path is not None:
+        stem = route.path.rstrip("/").encode()
         below = rest[len(stem) :]
         if not rest.startswith(stem) or below[:1] not in (b"", b"/", b"?", b"#"):
             return location
         prefix = route.prefix.rstrip("/") if below[:1] == b"/" else route.prefix
         rest = prefix.encode() + below
-    if rest[:1] != b"/":
-        rest = b"/" + rest
-    if rest[1:2] in (b"/", b"\\"):
-        return b"/." + rest  # else a client would take what follows for a host (RFC 3986 section 4.2)
-    return rest
+    return _on_this_host(rest if rest[:1] == b"/" else b"/" + rest)

@@ -79,3 +79,16 @@ def test_a_file_that_has_gone_meanwhile_costs_the_line_alone(folder: Path) -> No
     (folder / "config.toml").unlink()
     [mistake] = check_files(config)
     assert (mistake.line, mistake.key) == (0, 'sites."cloud.myname.com".tls')
+
+
+def test_authorities_of_backends(folder: Path) -> None:
+    (folder / "config.toml").write_text(
+        '[sites."A.b"]\naliases = ["c.d"]\nca_file = "gone.pem"\n'
+        '"/" = "https://b"\n"/1/" = "https://c"\n"/2/" = "http://d"\n"/3/" = { to = "https://e", ca_file = "ca.pem" }\n'
+        '[sites."A.b"."/4/"]\nto = "https://f"\nca_file = "text.pem"\n'
+    )
+    (folder / "text.pem").write_text("hello")
+    assert said(folder) == [
+        '3: sites."A.b".ca_file: gone.pem cannot be read: No such file or directory',
+        '10: sites."A.b"."/4/".ca_file: text.pem holds no certificates in PEM form (no BEGIN CERTIFICATE line)',
+    ]

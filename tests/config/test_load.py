@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from trioproxy.access import Access
-from trioproxy.config.entries import PASSTHROUGH, SITE
+from trioproxy.config.keys import PASSTHROUGH, ROUTE, ROUTE_TIMEOUTS, SITE, SITE_TIMEOUTS
 from trioproxy.config.load import SECTIONS, load, parse
 from trioproxy.config.model import (
     Acme,
@@ -27,6 +27,7 @@ from trioproxy.config.model import (
     Site,
     Target,
     Timeouts,
+    UpstreamTLS,
 )
 from trioproxy.errors import ConfigError
 
@@ -106,6 +107,8 @@ def test_the_scene_in_seven_lines_and_every_default() -> None:
     )
 
 
+DIGITS = "0123456789abcdef" * 4
+
 EVERY_KEY = """
 [listen]
 https = ["127.0.0.1:8443", "[::1]:8443"]
@@ -134,8 +137,13 @@ to = "127.0.0.1:1443"
 http = "off"
 
 [sites."cloud.myname.com"]
-"/api/" = { to = "https://10.2.3.7:8000/v1" }
-"/" = "http://10.2.3.4"
+"/api/" = { to = ["https://10.2.3.7:8000/v1", "h2c://[::1]:50051/v1"], timeouts = { response = "off" } }
+"/pve/" = { to = "https://10.0.0.2", verify = "sha256:FINGERPRINT", server_name = "pve.lan", proxy_protocol = "v2" }
+"/old/" = { redirect = "https://Other.example/" }
+"/" = "unix:/run/app.sock"
+hsts = "180d"
+timeouts = { header = "3s", connect = "4s", response = "5s", idle = "6s", tunnel = "7s" }
+ca_file = "backend.pem"
 aliases = ["files.myname.com", "*.Files.myname.com"]
 tls = { certificate = "tls/cloud.pem", key = "/etc/ssl/cloud.key" }
 key_type = "ecdsa-p384"
@@ -171,7 +179,7 @@ socket = "/run/trioproxy.sock"
 
 [log]
 level = "debug"
-"""
+""".replace("FINGERPRINT", DIGITS)
 
 
 def test_every_key() -> None:
@@ -199,26 +207,48 @@ def test_every_key() -> None:
         ),
         "*": Passthrough("*", (HostPort("127.0.0.1", 1443),), "off", HostPort("127.0.0.1", 80)),
     }
+    general = Timeouts(1, 2, 0.5, 5400, 120, math.inf, 86400)
+    limits = Timeouts(hello=1, header=3, connect=4, response=5, idle=6, tunnel=7, drain=86400)
     cloud = Site(
         "cloud.myname.com",
         (
-            Route("/api/", Target("https", "10.2.3.7", 8000, "/v1")),
-            Route("/", Target("http", "10.2.3.4", 80)),
+            Route(
+                "/api/",
+                (Target("https", "10.2.3.7", 8000, "/v1"), Target("h2c", "::1", 50051, "/v1")),
+                timeouts=attrs.evolve(limits, response=math.inf),
+                tls=UpstreamTLS(ca_file=FOLDER / "backend.pem"),
+            ),
+            Route(
+                "/pve/",
+                Target("https", "10.0.0.2", 443),
+                timeouts=limits,
+                tls=UpstreamTLS(verify=DIGITS, server_name="pve.lan"),
+                proxy_protocol="v2",
+            ),
+            Route("/old/", (), "https://other.example/", limits),
+            Route("/", Target("unix", "/run/app.sock", 0), timeouts=limits),
         ),
         CertificateFiles(FOLDER / "tls/cloud.pem", Path("/etc/ssl/cloud.key")),
         "ecdsa-p384",
         "serve",
         access=Access(allow=networks("2001:db8::/32"), deny_lan=True),
+        timeouts=limits,
+        hsts=180 * 86400,
     )
     assert config.sites == {
         "cloud.myname.com": cloud,
         "files.myname.com": attrs.evolve(cloud, name="files.myname.com", alias_of="cloud.myname.com"),
         "*.files.myname.com": attrs.evolve(cloud, name="*.files.myname.com", alias_of="cloud.myname.com"),
         "*.apps.myname.com": Site(
-            "*.apps.myname.com", (Route("/", Target("http", "10.2.3.8", 80)),), "internal", "rsa-2048", "off"
+            "*.apps.myname.com",
+            (Route("/", Target("http", "10.2.3.8", 80), timeouts=general),),
+            "internal",
+            "rsa-2048",
+            "off",
+            timeouts=general,
         ),
     }
-    assert config.timeouts == Timeouts(1, 2, 0.5, 5400, 120, math.inf, 86400)
+    assert config.timeouts == general
     assert config.limits == Limits(65536, 200, 20_000, 50)
     assert config.storage == FOLDER / "store"
     assert config.control_socket == Path("/run/trioproxy.sock")
@@ -323,8 +353,13 @@ def test_the_page_shows_the_defaults() -> None:
 
 
 def test_the_page_names_every_key_of_an_entry() -> None:
-    for key in (*PASSTHROUGH, *SITE):
+    for key in (*PASSTHROUGH, *SITE, *ROUTE):
         assert f"| `{key}` |" in PAGE
+
+
+def test_the_page_names_the_limits_that_sites_and_routes_may_have() -> None:
+    for keys in (SITE_TIMEOUTS, ROUTE_TIMEOUTS):
+        assert ", ".join(f"`{key}`" for key in keys) in PAGE
 
 
 def test_everything_the_page_shows_can_be_written() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trioproxy.config import values
-from trioproxy.config.model import HostPort, Target
+from trioproxy.config.model import HostPort
 from trioproxy.config.values import Reader, Wrong
 
 BOUNDED_SIZE = values.size(1, 4 * 1024**3)
@@ -266,84 +266,6 @@ def test_lan_is_a_word_for_who_may_connect_and_no_network() -> None:
 
 
 # ---- URLs and the like --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "target"),
-    [
-        ("http://10.2.3.4", Target("http", "10.2.3.4", 80)),
-        ("http://10.2.3.4/", Target("http", "10.2.3.4", 80, "/")),
-        ("HTTPS://Cloud.lan:8443/a/b%2Fc", Target("https", "cloud.lan", 8443, "/a/b%2Fc")),
-        ("https://[::1]/", Target("https", "::1", 443, "/")),
-        ("http://next_cloud:8080", Target("http", "next_cloud", 8080)),
-    ],
-)
-def test_targets(text: str, target: Target) -> None:
-    assert values.target(text) == target
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (
-            "10.2.3.4:8080",
-            '"10.2.3.4:8080" is no target: write it with http:// or https://, such as "http://10.2.3.4:8080"',
-        ),
-        ("", '"" is no target: write it with http:// or https://, such as "http://10.2.3.4"'),
-        ("unix:/run/x", '"unix:/run/x" is no target: write it with http:// or https://, such as "http://10.2.3.4"'),
-        ("ftp://b", '"ftp://" is no scheme of a target: write http:// or https://'),
-        ("h2c://b", '"h2c://" is no scheme of a target: write http:// or https://'),
-        ("http://me:secret@b", "a target holds no user name or password: leave out what stands before the @"),
-        ("http://b/x?y", '"http://b/x?y": a target has neither ? nor #: leave out what begins with it'),
-        ("http://b?", '"http://b?": a target has neither ? nor #: leave out what begins with it'),
-        ("http://b/#y", '"http://b/#y": a target has neither ? nor #: leave out what begins with it'),
-        ("http://", '"" is neither a host name nor an IP address'),
-        ("http://b:", '"http://b:": "" is no port: write a number from 1 to 65535'),
-        ("http://b:99999", '"http://b:99999": "99999" is no port: write a number from 1 to 65535'),
-        ("http://b/a b", '"/a b" is no path of a target: no //, . or .. in it, and other characters as %XX'),
-        ("http://b/a/../b", '"/a/../b" is no path of a target: no //, . or .. in it, and other characters as %XX'),
-        ("http://b//a", '"//a" is no path of a target: no //, . or .. in it, and other characters as %XX'),
-        ("http://b/%zz", '"/%zz" is no path of a target: no //, . or .. in it, and other characters as %XX'),
-        (
-            "http://b/x\r\ny",
-            '"http://b/x\\r\\ny" holds a line break or another character that cannot be seen: leave it out',
-        ),
-    ],
-)
-def test_what_is_said_of_a_wrong_target(text: str, said: str) -> None:
-    assert problem(values.target, text) == said
-
-
-def test_no_message_about_a_target_shows_a_password() -> None:
-    for text in ("http://me:secret@b", "ftp://me:secret@b", "http://me:secret@b:0/?x"):
-        assert "secret" not in problem(values.target, text)
-
-
-ROUTE = "no route can be that: letters, digits and punctuation, but no %, ?, #, space, //, . or .. in it"
-
-
-@pytest.mark.parametrize("prefix", ["/", "/api", "/api/", "/a/b.c/~d/", "/;x=1/"])
-def test_prefixes_of_routes(prefix: str) -> None:
-    assert values.route_prefix(prefix) == prefix
-
-
-@pytest.mark.parametrize(
-    ("prefix", "said"),
-    [
-        ("/api/*", 'a route is a prefix and needs no *: write "/api/"'),
-        ("//", ROUTE),
-        ("/a//b", ROUTE),
-        ("/a/../b", ROUTE),
-        ("/./", ROUTE),
-        ("/a b/", ROUTE),
-        ("/a%20b/", ROUTE),
-        ("/a?b", ROUTE),
-        ("/ü/", ROUTE),
-        ("/a\n", ROUTE),
-    ],
-)
-def test_what_is_said_of_a_wrong_route(prefix: str, said: str) -> None:
-    assert problem(values.route_prefix, prefix) == said
 
 
 @pytest.mark.parametrize("text", ["me@myname.com", "me+ca@localhost", "a.b-c_d@sub.myname.com"])

@@ -51,8 +51,15 @@ def _located(path: Path, problems: list[tuple[Place, str]]) -> list[Mistake]:
     except (OSError, UnicodeDecodeError):  # it was good a moment ago; the problems stand without their lines
         text = ""
     lines = Lines(text)
-    written = [(lines.written(place), problem) for place, problem in problems]
-    return [Mistake(lines.of(place), dotted_key(place), problem) for place, problem in written]
+    written = [(_own_or_inherited(lines, lines.written(place)), problem) for place, problem in problems]
+    mistakes = (Mistake(lines.of(place), dotted_key(place), problem) for place, problem in written)
+    # Several routes may have one file from their site, and that is one mistake.
+    return sorted(dict.fromkeys(mistakes), key=lambda mistake: mistake.line)
+
+
+def _own_or_inherited(lines: Lines, place: Place) -> Place:
+    """The place of a route's option, or that of its site's when the route has it from there."""
+    return place if len(place) < 4 or lines.has(place) else (*place[:2], place[3])
 
 
 def _certificates(config: Config) -> Iterator[tuple[Place, str]]:
@@ -68,6 +75,17 @@ def _trust_anchors(config: Config) -> Iterator[tuple[Place, str]]:
     path = config.acme.ca_file
     if path is not None and (problem := _unusable(path)):
         yield ("acme", "ca_file"), f"{path} {problem}"
+    known = {path: _unusable(path) for path in _backends_authorities(config)}
+    for site in config.sites.values():
+        for route in site.routes:
+            path = route.tls.ca_file
+            if path is not None and not site.alias_of and known[path]:
+                yield ("sites", site.name, route.prefix, "ca_file"), f"{path} {known[path]}"
+
+
+def _backends_authorities(config: Config) -> set[Path]:
+    routes = (route for site in config.sites.values() for route in site.routes)
+    return {route.tls.ca_file for route in routes if route.tls.ca_file is not None}
 
 
 def _unusable(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from trioproxy.config.entries import leads_back
+from trioproxy.config.loops import leads_back
 from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, Config, HostPort, Listen
 
 # RFC 6761, 6762, 7686, 8375, 9476 and the root zone's reservation of .internal: no public CA issues for these.

@@ -7,101 +7,28 @@ by how the key was written, and both are answered with what was meant.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 
-from trioproxy.access import Access
+from trioproxy.config.keys import PASSTHROUGH, SITE, access
 from trioproxy.config.lines import Place, dotted_key, header
-from trioproxy.config.model import CertificateFiles, HostPort, KeyType, Listen, Passthrough, Route, Site, Target
-from trioproxy.config.reading import Key, Keys, Reading
-from trioproxy.config.values import (
-    LAN,
-    Wrong,
-    address,
-    entry_name,
-    file_path,
-    is_loopback,
-    near,
-    network_or_lan,
-    one_of,
-    quoted,
-    route_prefix,
-    target,
-    text,
-)
-
-KEY_TYPES: tuple[KeyType, ...] = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-4096")
-
-
-def _tls(value: object) -> str:
-    word = text(value)
-    if word not in ("acme", "internal"):
-        files = '{ certificate = "x.pem", key = "x.key" }'
-        raise Wrong(f'{quoted(word)} is none of "acme", "internal", {files}{near(word, ("acme", "internal"))}')
-    return word
-
-
-WHO: Keys = {"allow": Key(network_or_lan, many=True), "deny": Key(network_or_lan, many=True)}
-
-PASSTHROUGH: Keys = {
-    "to": Key(address(443), many=True, lone=True),
-    "client_ip": Key(one_of("none", "proxy-v1", "proxy-v2", "transparent")),
-    "http": Key(one_of("challenges", "all", "off")),
-    "http_to": Key(address(80), empty=True),
-    **WHO,
-}
-
-SITE: Keys = {
-    "aliases": Key(entry_name, many=True),
-    "tls": Key(_tls),
-    "key_type": Key(one_of(*KEY_TYPES)),
-    "http": Key(one_of("redirect", "serve", "off")),
-    **WHO,
-}
-
-ROUTE: Keys = {"to": Key(target)}
-
-FILES: Keys = {"certificate": Key(file_path), "key": Key(file_path)}
-
-
-def _access(options: dict[str, Any]) -> Access:
-    """Who may connect, taken out of an entry's options."""
-    allow, deny = options.pop("allow", ()), options.pop("deny", ())
-    return Access(
-        allow=tuple(item for item in allow if item != LAN),
-        deny=tuple(item for item in deny if item != LAN),
-        allow_lan=LAN in allow,
-        deny_lan=LAN in deny,
-    )
-
-
-def leads_back(listen: Listen, host: str, port: int) -> bool:
-    """Whether a connection to `host` and `port` would come to our own listeners, as far as the texts can tell."""
-    return any(_is_same(own.host, host) for own in (*listen.https, *listen.http) if own.port == port != 0)
-
-
-def _is_same(own: str, host: str) -> bool:
-    if own == host:
-        return True
-    listening = ipaddress.ip_address(own)
-    if host == "localhost":
-        return listening.is_unspecified or listening.is_loopback
-    # `[::]` is IPv6 only, so an address reaches the unspecified one of its own family.
-    return listening.is_unspecified and is_loopback(host) and (":" in own) == (":" in host)
+from trioproxy.config.loops import LOOP, endless_redirects, leads_back
+from trioproxy.config.model import HostPort, KeyType, Listen, Passthrough, Site, Timeouts
+from trioproxy.config.reading import Keys, Reading
+from trioproxy.config.sites import SiteReader
+from trioproxy.config.values import address, entry_name, quoted
 
 
 class Entries:
     """Reads both tables, and sees to it that each name is taken once."""
 
-    def __init__(self, reading: Reading, listen: Listen, key_type: KeyType) -> None:
+    def __init__(self, reading: Reading, listen: Listen, timeouts: Timeouts, key_type: KeyType) -> None:
         self.passthrough: dict[str, Passthrough] = {}
         self.sites: dict[str, Site] = {}
         self._reading = reading
         self._listen = listen
-        self._key_type = key_type
+        self._site = SiteReader(reading, listen, timeouts, key_type)
         self._taken: dict[str, Place] = {}
 
     def read_passthrough(self, value: object) -> None:
@@ -117,7 +44,7 @@ class Entries:
         found = []
         for place, item in self._names("sites", value, SITE):
             name = self._claim(place)
-            found.append((place, *self._site(place, name or "", item)))
+            found.append((place, *self._site.read(place, name or "", item)))
         for place, site, aliases in found:
             names = [self._claim((*place, "aliases", index), alias) for index, alias in enumerate(aliases)]
             if site is None or not site.name:
@@ -125,6 +52,11 @@ class Entries:
             self.sites[site.name] = site
             for alias in filter(None, names):
                 self.sites[alias] = attrs.evolve(site, name=alias, alias_of=site.name)
+        for site, route in endless_redirects(self.sites, self._listen):
+            place = (*self._taken[site.name], route.prefix, "redirect")
+            self._reading.wrong(
+                place, f"{quoted(route.redirect)} leads back here, and browsers would go round for ever"
+            )
 
     def knows(self, name: str) -> bool:
         """Whether the file has an entry of that name, be it a good one or not."""
@@ -228,76 +160,8 @@ class Entries:
         if "http_to" in found:
             self._refuse_loop((*place, "http_to"), found["http_to"])
         defaults = {"http": "challenges", "http_to": HostPort(found["to"][0].host, 80)}
-        return Passthrough(name, access=_access(found), **{**defaults, **found})
+        return Passthrough(name, access=access(found), **{**defaults, **found})
 
-    def _refuse_loop(self, place: Place, to: HostPort | Target) -> None:
+    def _refuse_loop(self, place: Place, to: HostPort) -> None:
         if leads_back(self._listen, to.host, to.port):
-            self._reading.wrong(place, f"{to} is trioproxy itself, which would call itself without end")
-
-    # ---- sites --------------------------------------------------------------------------------------
-
-    def _site(self, place: Place, name: str, value: object) -> tuple[Site | None, tuple[str, ...]]:
-        """The site that is called `name`, None if there is a mistake in it, and its aliases."""
-        before = len(self._reading.mistakes)
-        options: dict[str, Any] = {}
-        routes: list[Route | None] = []
-        if isinstance(value, dict):
-            routes = [self._route((*place, key), item) for key, item in value.items() if key.startswith("/")]
-            options = self._options(place, {key: item for key, item in value.items() if not key.startswith("/")})
-        elif isinstance(value, str):
-            routes = [self._route_to(place, "/", self._reading.value(place, target, value))]
-        else:
-            self._reading.wrong(place, 'write where it goes: "http://10.2.3.4", or a table of routes')
-        aliases = options.pop("aliases", ())
-        options["access"] = _access(options)
-        if options.get("tls", "acme") == "acme":
-            self._refuse_wildcards(place, name, aliases)
-        if len(self._reading.mistakes) > before:
-            return None, aliases
-        good = sorted(filter(None, routes), key=lambda route: len(route.prefix), reverse=True)
-        if not good:
-            self._reading.wrong(place, 'write at least one route, such as "/" = "http://10.2.3.4"')
-        return Site(name, tuple(good), **{"key_type": self._key_type, **options}), aliases
-
-    def _options(self, place: Place, table: dict[str, Any]) -> dict[str, Any]:
-        files = table.pop("tls") if isinstance(table.get("tls"), dict) else None
-        targets = [key for key, item in table.items() if key not in SITE and isinstance(item, str) and "://" in item]
-        for key in targets:
-            prefix = "/" if key == "to" else f"/{key}"
-            self._reading.unknown((*place, key), SITE, f'; a route begins with "/": {quoted(prefix)} = …')
-            del table[key]
-        options = self._reading.table(place, table, SITE)
-        if files is not None:
-            at = (*place, "tls")
-            found = self._reading.table(at, files, FILES)
-            if files.keys() < FILES.keys():
-                self._reading.wrong(at, 'write both files: tls = { certificate = "x.pem", key = "x.key" }')
-            if len(found) == len(FILES):
-                options["tls"] = CertificateFiles(**found)
-        return options
-
-    def _refuse_wildcards(self, place: Place, name: str, aliases: tuple[str, ...]) -> None:
-        named = [(place, name), *(((*place, "aliases", index), alias) for index, alias in enumerate(aliases))]
-        for at, each in named:
-            if each.startswith("*"):
-                problem = (
-                    "wildcards need DNS-01, and trioproxy gets its certificates by HTTP-01: "
-                    'write each name, or set tls = "internal" or tls = { certificate = "x.pem", key = "x.key" }'
-                )
-                self._reading.wrong(at, problem if at == place else f"{quoted(each)}: {problem}")
-
-    def _route(self, place: Place, value: object) -> Route | None:
-        prefix = self._reading.value(place, route_prefix, place[-1])
-        if isinstance(value, dict):
-            if not value:
-                self._reading.wrong(place, 'write where it goes: { to = "http://10.2.3.4" }')
-            to = self._reading.table(place, value, ROUTE).get("to")
-        else:
-            to = self._reading.value(place, target, value)
-        return self._route_to(place, prefix, to)
-
-    def _route_to(self, place: Place, prefix: str | None, to: Target | None) -> Route | None:
-        if to is None or prefix is None:
-            return None
-        self._refuse_loop(place, to)
-        return Route(prefix, to)
+            self._reading.wrong(place, f"{to} {LOOP}")

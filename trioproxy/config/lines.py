@@ -70,6 +70,10 @@ class Lines:
             place = place[:-1]
         return 0
 
+    def has(self, place: Place) -> bool:
+        """Whether the text has that very place."""
+        return place in self._lines
+
     def written(self, place: Place) -> Place:
         """The place whose second key is the normalised name of an entry, with that key as the file has it."""
         for known in self._lines:

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trioproxy.config import syntax
-from trioproxy.config.entries import KEY_TYPES, Entries
+from trioproxy.config.entries import Entries
+from trioproxy.config.keys import KEY_TYPES, TIMEOUTS
 from trioproxy.config.model import Acme, Config, HostPort, Limits, Listen, Timeouts
 from trioproxy.config.reading import Key, Keys, Reading
 from trioproxy.config.values import (
     directory,
-    duration,
     email,
     entry_name,
     file_path,
@@ -46,7 +46,7 @@ SECTIONS: dict[str, Keys] = {
         "ca_file": Key(file_path, empty=True),
         "key_type": Key(one_of(*KEY_TYPES)),
     },
-    "timeouts": {key: Key(duration) for key in ("hello", "header", "connect", "response", "idle", "tunnel", "drain")},
+    "timeouts": TIMEOUTS,
     "limits": {
         "header_size": Key(size(1024, 1024**2)),
         "header_fields": Key(integer(10, 10_000)),
@@ -116,7 +116,8 @@ def _config(reading: Reading, document: dict[str, object], path: Path, environ: 
     listen = Listen(**found["listen"], https_written="https" in found["listen"], http_written="http" in found["listen"])
     _check_listen(reading, listen)
     acme = Acme(**found["acme"])
-    entries = Entries(reading, listen, acme.key_type)
+    timeouts = Timeouts(**found["timeouts"])
+    entries = Entries(reading, listen, timeouts, acme.key_type)
     entries.read_passthrough(document.get("passthrough", {}))
     entries.read_sites(document.get("sites", {}))
     if not reading.mistakes and not entries.passthrough and not entries.sites:
@@ -130,7 +131,7 @@ def _config(reading: Reading, document: dict[str, object], path: Path, environ: 
         acme=acme,
         passthrough=entries.passthrough,
         sites=entries.sites,
-        timeouts=Timeouts(**found["timeouts"]),
+        timeouts=timeouts,
         limits=Limits(**found["limits"]),
         storage=storage,
         control_socket=found["control"].get("socket", storage / "control.sock"),

@@ -158,7 +158,7 @@ class Route:
 
     Attributes:
         prefix: On segment boundaries.
-        to: The backends, in the order in which to try them; all have the same path. None with a redirect.
+        to: The backends, in the order in which to try them; all have the same path. Empty with a redirect.
         redirect: A path or URL that takes the prefix's place in the Location of a 308; "" where `to` says where to go.
         timeouts: The route's own over the site's over the general ones.
         tls: What its https backends must prove.
@@ -171,6 +171,27 @@ class Route:
     timeouts: Timeouts = DEFAULT_TIMEOUTS
     tls: UpstreamTLS = DEFAULT_TLS
     proxy_protocol: Literal["", "v1", "v2"] = ""
+
+    def covers(self, path: str) -> bool:
+        """Whether `path` lies at or below the prefix."""
+        prefix = self.prefix
+        return path.startswith(prefix) and (
+            prefix.endswith("/") or len(path) == len(prefix) or path[len(prefix)] == "/"
+        )
+
+    @property
+    def redirect_parts(self) -> tuple[str, str | None]:
+        """Of `redirect`: its origin, "" for the request's own, and its path as that of a target."""
+        if self.redirect.startswith("/"):
+            return "", self.redirect
+        scheme, _, rest = self.redirect.partition("://")
+        authority, slash, path = rest.partition("/")
+        return f"{scheme}://{authority}", slash + path or None
+
+    @property
+    def path(self) -> str | None:
+        """What takes the prefix's place, for all targets or in the Location; None if paths go on unchanged."""
+        return self.redirect_parts[1] if self.redirect else self.to[0].path
 
 
 @attrs.frozen

@@ -23,12 +23,14 @@ class Key:
         many: The value is a list, and `read` reads one item.
         lone: One item may stand there without its list.
         empty: `""` means the same as leaving the key out.
+        inner: The value is a table of these keys, and `read` is not asked.
     """
 
     read: Reader
     many: bool = False
     lone: bool = False
     empty: bool = False
+    inner: Keys | None = None
 
 
 Keys = Mapping[str, Key]
@@ -81,11 +83,13 @@ class Reading:
         if not isinstance(value, dict):
             self.wrong(place, f"write a table: {header(place)}")
             return {}
-        found = {}
+        found: dict[str, Any] = {}
         for name, item in value.items():
             key = keys.get(name)
             if key is None:
                 self.unknown((*place, name), keys)
+            elif key.inner is not None:
+                found[name] = self.table((*place, name), item, key.inner)
             elif not (key.empty and item == ""):
                 read = self.values if key.many else self.value
                 alone = key.lone and not isinstance(item, list)

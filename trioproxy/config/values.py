@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trioproxy.access import Network
-from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, HostPort, Target
+from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, HostPort
 from trioproxy.errors import InvalidName, TrioproxyError
 from trioproxy.names import MAX_NAME, normalise
 
@@ -35,14 +35,10 @@ BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 # Nine digits keep every product finite and are more than anybody's file needs.
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"([0-9]{1,9})(B|KiB|MiB|GiB)")
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL)
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL)
 
 # RFC 6068 and RFC 8555 section 7.3: a contact is one plain address. What a mailto URL would have to escape is left out.
 _LOCAL_PART = re.compile(r"[A-Za-z0-9.!#$&'*+/=^_`{|}~-]{1,64}")
-
-_PCHAR = r"[A-Za-z0-9._~!$&'()*+,;=:@-]"  # RFC 3986 section 3.3, without percent-encodings
-_PREFIX = re.compile(rf"/(?:{_PCHAR}+/)*{_PCHAR}*")
-_PATH = re.compile(rf"/(?:(?:{_PCHAR}|%[0-9A-Fa-f]{{2}})+/)*(?:{_PCHAR}|%[0-9A-Fa-f]{{2}})*")
 
 # Backends are called by names that no certificate could carry, too: Docker's have underscores.
 _BACKEND_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -120,19 +116,24 @@ def integer(low: int, high: int) -> Reader:
 
 def duration(value: object) -> float:
     """Seconds, from `"10s"`, `"5m"` and the like; `math.inf` from `"off"`."""
+    if value == "off":
+        return math.inf
+    seconds = length(value, ', or "off"')
+    if seconds == 0:
+        raise Wrong(f'"{value}" would end everything at once: write "off" if there should be no limit')
+    return seconds
+
+
+def length(value: object, more: str = "") -> float:
+    """Seconds, from a number and its unit; `more` is what else may stand there."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         meant = f"{value}s" if value > 0 and _DURATION.fullmatch(f"{value}s") else "10s"
         raise Wrong(f"write a duration in quotes with its unit, such as {quoted(meant)}")
     word = text(value)
-    if word == "off":
-        return math.inf
     found = _DURATION.fullmatch(word)
     if not found:
-        raise Wrong(f'{quoted(word)} is no duration: write a number and ms, s, m, h or d, such as "10s", or "off"')
-    seconds = float(found[1]) * SECONDS[found[2]]
-    if seconds == 0:
-        raise Wrong(f'{quoted(word)} would end everything at once: write "off" if there should be no limit')
-    return seconds
+        raise Wrong(f'{quoted(word)} is no duration: write a number and ms, s, m, h or d, such as "10s"{more}')
+    return float(found[1]) * SECONDS[found[2]]
 
 
 def size(low: int, high: int) -> Reader:
@@ -176,18 +177,19 @@ def entry_name(value: object) -> str:
     if value == CATCH_ALL:
         return value
     if value.startswith("*."):
-        return "*." + _host_name(value[2:])
+        return "*." + host_name(value[2:])
     if "*" in value:
         raise Wrong(f'{quoted(value)}: a wildcard stands for the whole first label, such as "*.myname.com"')
-    return _host_name(value)
+    return host_name(value)
 
 
-def _host_name(name: str) -> str:
+def host_name(name: str) -> str:
+    """A host name, normalised."""
     try:
         return normalise(_ascii(name))
     except InvalidName:
         pass
-    if _address(name.strip("[]")) is not None:
+    if literal_address(name.strip("[]")) is not None:
         raise Wrong(f"{quoted(name)} is an IP address, and clients name no address: use the host's name")
     bare = re.sub(r"^[A-Za-z]+://", "", name).partition("/")[0].rpartition("@")[2]
     bare = re.sub(r":[0-9]*$", "", bare)
@@ -210,7 +212,7 @@ def _ascii(name: str) -> str:
         raise Wrong(f"{quoted(name)} is no host name: {quoted(str(exc))[1:-1]}") from None
 
 
-def _address(literal: str) -> str | None:
+def literal_address(literal: str) -> str | None:
     """An IP address as its canonical text; None when it is none, or one that is only valid on one interface."""
     try:
         return str(ipaddress.ip_address(literal)) if "%" not in literal else None
@@ -218,9 +220,9 @@ def _address(literal: str) -> str | None:
         return None
 
 
-def _backend_host(host: str) -> str:
+def backend_host(host: str) -> str:
     """Where to connect to: an IP address or a name, normalised."""
-    if address := _address(host):
+    if address := literal_address(host):
         return address
     name = _ascii(host).lower().removesuffix(".")
     if len(name) > MAX_NAME or not _BACKEND.fullmatch(name):
@@ -230,23 +232,24 @@ def _backend_host(host: str) -> str:
     return name
 
 
-def _split_port(word: str) -> tuple[str, str | None]:
+def split_port(word: str) -> tuple[str, str | None]:
     """Host (without brackets) and port of `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address."""
     if word.startswith("["):
         host, bracket, rest = word[1:].partition("]")
-        address = _address(host)
+        address = literal_address(host)
         if not bracket or address is None or ":" not in address or (rest and not rest.startswith(":")):
             raise Wrong(f'{quoted(word)} is no IPv6 address: write it as "[2001:db8::1]" or "[2001:db8::1]:443"')
         return address, rest[1:] if rest else None
     if word.count(":") > 1:
-        if (address := _address(word)) is None:
+        if (address := literal_address(word)) is None:
             raise Wrong(f'{quoted(word)} is no address: write "host:port", and IPv6 as "[2001:db8::1]:443"')
         return address, None
     host, colon, port = word.partition(":")
     return host, port if colon else None
 
 
-def _port(port: str, word: str, low: int = 1) -> int:
+def port_number(port: str, word: str, low: int = 1) -> int:
+    """A port, which stands in `word`."""
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and low <= int(port) < 65536):
         raise Wrong(f"{quoted(word)}: {quoted(port)} is no port: write a number from 1 to 65535")
     return int(port)
@@ -257,11 +260,11 @@ def address(default_port: int) -> Reader:
 
     def read(value: object) -> HostPort:
         word = text(value)
-        if url := _URL.fullmatch(word):
+        if url := URL.fullmatch(word):
             host = url[2].rpartition("@")[2]
             raise Wrong(f"write host and port without {quoted(url[1] + '://')}: {quoted(host or '10.1.2.3:443')}")
-        host, port = _split_port(word)
-        return HostPort(_backend_host(host), default_port if port is None else _port(port, word))
+        host, port = split_port(word)
+        return HostPort(backend_host(host), default_port if port is None else port_number(port, word))
 
     return read
 
@@ -272,12 +275,12 @@ def listen_address(value: object) -> HostPort:
     remedy = 'write an IP address and a port, such as "0.0.0.0:443" or "[::]:443" (every address of this machine)'
     if re.fullmatch(r"\*?:?[0-9]+", word):
         raise Wrong(f"{quoted(word)} names no address: {remedy}")
-    host, port = _split_port(word)
-    if (literal := _address(host)) is None:
+    host, port = split_port(word)
+    if (literal := literal_address(host)) is None:
         raise Wrong(f"{quoted(word)} names no address: {remedy}")
     if port is None:
         raise Wrong(f"{quoted(word)} names no port: {remedy}")
-    return HostPort(literal, _port(port, word, low=0))
+    return HostPort(literal, port_number(port, word, low=0))
 
 
 def network(value: object) -> Network:
@@ -308,41 +311,6 @@ def network_or_lan(value: object) -> Network | str:
 # ---- URLs and the like --------------------------------------------------------------------------------
 
 
-def target(value: object) -> Target:
-    """Where a route leads: `http://host[:port][/path]`, or https."""
-    word = text(value)
-    url = _URL.fullmatch(word)
-    if not url:
-        remedy = quoted("http://" + (word if re.fullmatch(r"[\w.-]+(?::[0-9]+)?(?:/.*)?", word) else "10.2.3.4"))
-        raise Wrong(f"{quoted(word)} is no target: write it with http:// or https://, such as {remedy}")
-    scheme = url[1].lower()
-    if "@" in url[2]:
-        raise Wrong("a target holds no user name or password: leave out what stands before the @")
-    if scheme not in ("http", "https"):
-        raise Wrong(f"{quoted(scheme + '://')} is no scheme of a target: write http:// or https://")
-    if url[4] is not None or url[5] is not None:
-        raise Wrong(f"{quoted(word)}: a target has neither ? nor #: leave out what begins with it")
-    host, port = _split_port(url[2])
-    number = {"http": 80, "https": 443}[scheme] if port is None else _port(port, word)
-    path = url[3]
-    if path and (not _PATH.fullmatch(path) or _has_dots(path)):
-        raise Wrong(f"{quoted(path)} is no path of a target: no //, . or .. in it, and other characters as %XX")
-    return Target("https" if scheme == "https" else "http", _backend_host(host), number, path or None)
-
-
-def route_prefix(key: str) -> str:
-    """The path prefix of a route, which the keys of a site that begin with "/" are."""
-    if "*" in key:
-        raise Wrong(f"a route is a prefix and needs no *: write {quoted(key.partition('*')[0])}")
-    if not _PREFIX.fullmatch(key) or _has_dots(key):
-        raise Wrong("no route can be that: letters, digits and punctuation, but no %, ?, #, space, //, . or .. in it")
-    return key
-
-
-def _has_dots(path: str) -> bool:
-    return any(segment in (".", "..") for segment in path.split("/"))
-
-
 def email(value: object) -> str:
     """An e-mail address, for the CA."""
     word = text(value)
@@ -360,16 +328,16 @@ def directory(value: object) -> str:
     word = text(value)
     if word in CAS:
         return CAS[word]
-    url = _URL.fullmatch(word)
+    url = URL.fullmatch(word)
     if not url:
         words = " or ".join(map(quoted, CAS))
         raise Wrong(f"{quoted(word)} is no directory: write {words}, or the URL of another one{near(word, CAS)}")
     if "@" in url[2] or url[5] is not None:
         raise Wrong("the URL of a directory holds neither a user name nor a #: leave them out")
-    host, port = _split_port(url[2])
-    host = _backend_host(host)
+    host, port = split_port(url[2])
+    host = backend_host(host)
     if port is not None:
-        _port(port, word)
+        port_number(port, word)
     scheme = url[1].lower()
     if scheme != "https" and not (scheme == "http" and is_loopback(host)):
         raise Wrong(f"{quoted(word)}: a directory is asked over https:// alone")
@@ -378,6 +346,6 @@ def directory(value: object) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether a normalised host is this machine itself."""
-    if literal := _address(host):
+    if literal := literal_address(host):
         return ipaddress.ip_address(literal).is_loopback
     return host == "localhost" or host.endswith(".localhost")
