@@ -6,6 +6,7 @@ does. Whoever catches one only sends what the error says, so the choice is made 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import attrs
@@ -168,9 +169,10 @@ class ListenError(TrioproxyError):
 
 
 class RequestError(TrioproxyError):
-    """A request that is answered by us, with `status`, and reaches no backend."""
+    """A request that is answered by us, with `status` and the header `fields`, and reaches no backend."""
 
     status = 400
+    fields: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
@@ -179,9 +181,36 @@ class RequestError(TrioproxyError):
 
 
 class UpstreamError(TrioproxyError):
-    """A backend that did not do its part, before anything of its answer was passed on."""
+    """A backend that did not do its part, before anything of its answer was passed on.
+
+    The client is answered with `status` and the header `fields`.
+    """
 
     status = 502
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Unanswered(UpstreamError):
+    """A request of which the backend has said nothing, because the connection, or its room for requests, was at an end.
+
+    Attributes:
+        untouched: The backend has assured that it did nothing with the request (RFC 9113 section 8.7), so that any
+            request may be sent again; else only one that may be done twice.
+    """
+
+    def __init__(self, reason: str, *, untouched: bool = False) -> None:
+        super().__init__(reason)
+        self.untouched = untouched
+
+
+class NoBackendLeft(UpstreamError):
+    """All backends of a route have failed, now or a moment ago; `fields` say when to ask again."""
+
+    status = 503
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.fields = ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)
 
 
 class UpstreamProtocolError(UpstreamError):
@@ -190,6 +219,10 @@ class UpstreamProtocolError(UpstreamError):
 
 class UpstreamUnreachable(UpstreamError):
     """A backend whose name does not resolve, or that refuses connections, or whose TLS fails."""
+
+
+class Untrusted(UpstreamUnreachable):
+    """A backend whose certificate is not one that its route trusts."""
 
 
 class OutOfDescriptors(UpstreamError):

@@ -37,7 +37,7 @@ from trioproxy.net.sock import Reaper
 from trioproxy.proxy.context import Drain, ProxyContext
 from trioproxy.proxy.front_door import serve_tls
 from trioproxy.proxy.plain import serve_plain
-from trioproxy.proxy.upstream import Pool
+from trioproxy.proxy.pool import Pool
 from trioproxy.routing import RouteTable
 from trioproxy.snapshot import Cell, Contexts, Snapshot
 
@@ -67,7 +67,7 @@ def proxy_context(cell: Cell, board: ChallengeBoard, reaper: Reaper) -> ProxyCon
         reaper=reaper,
         pump=Pump(reaper),
         dialler=dialler,
-        pool=Pool(dialler),
+        pool=Pool(dialler, reaper),
         drain=Drain(),
         pseudonym=b"trioproxy-" + secrets.token_hex(4).encode(),
     )

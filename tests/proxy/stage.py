@@ -27,7 +27,7 @@ from trioproxy.net.sock import Reaper
 from trioproxy.proxy.context import Drain, ProxyContext
 from trioproxy.proxy.front_door import serve_tls
 from trioproxy.proxy.plain import serve_plain
-from trioproxy.proxy.upstream import Pool
+from trioproxy.proxy.pool import Pool
 from trioproxy.routing import RouteTable
 from trioproxy.snapshot import Cell, Contexts, Snapshot
 
@@ -96,18 +96,27 @@ def make_config(
     listen: Listen | None = None,
     limits: Limits | None = None,
 ) -> Config:
-    """A configuration of these entries."""
+    """A configuration of these entries; as from a file, routes without timeouts of their own have the general ones."""
+    general = timeouts or Timeouts()
+    entries = tuple(
+        attrs.evolve(e, routes=tuple(_with_timeouts(route, general) for route in e.routes)) if isinstance(e, Site) else e
+        for e in entries
+    )
     return Config(
         path=Path("config.toml"),
         listen=listen or Listen(no_sni=no_sni),
         acme=Acme(),
         passthrough={e.name: e for e in entries if isinstance(e, Passthrough)},
         sites={e.name: e for e in entries if isinstance(e, Site)},
-        timeouts=timeouts or Timeouts(),
+        timeouts=general,
         limits=limits or Limits(),
         storage=Path("/nonexistent"),
         control_socket=Path("/nonexistent/control.sock"),
     )
+
+
+def _with_timeouts(route: Route, general: Timeouts) -> Route:
+    return attrs.evolve(route, timeouts=general) if route.timeouts == Timeouts() else route
 
 
 @attrs.define
@@ -233,7 +242,7 @@ async def stage(config: Config, *, awaiting: frozenset[str] = frozenset()) -> As
         reaper=reaper,
         pump=Pump(reaper),
         dialler=dialler,
-        pool=Pool(dialler),
+        pool=Pool(dialler, reaper),
         drain=Drain(),
         pseudonym=b"test-proxy",
     )

@@ -19,6 +19,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import trio
 from trio.lowlevel import wait_readable
@@ -44,6 +45,9 @@ ATTEMPT_DELAY = 0.25
 
 UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
 
+FULL_PAUSE = 0.02
+"""Seconds between two attempts at a unix socket whose queue is full: the kernel tells nobody when it has room again."""
+
 
 class Dialler:
     """Connects to backends, and remembers their addresses and which of them failed.
@@ -62,11 +66,11 @@ class Dialler:
         self._failover = Failover()
         self.make_room: Callable[[], int] = lambda: 0
 
-    async def dial(self, address: HostPort, deadline: float = math.inf, *, client: str = "") -> Stream:
+    async def dial(self, address: HostPort | Path, deadline: float = math.inf, *, client: str = "") -> Stream:
         """Connect to `address`; a name is resolved now, not at start.
 
         Args:
-            address: Where to.
+            address: Where to; a path is that of a unix socket.
             deadline: Trio time by which the connection must stand.
             client: The address literal to speak from (`client_ip = "transparent"`); "" for our own.
 
@@ -84,7 +88,9 @@ class Dialler:
         await trio.sleep(ROOM_PAUSE)  # each connection that was told to go closes its own descriptors
         return await self._dial(address, deadline, client)
 
-    async def _dial(self, address: HostPort, deadline: float, client: str) -> Stream:
+    async def _dial(self, address: HostPort | Path, deadline: float, client: str) -> Stream:
+        if isinstance(address, Path):
+            return await self._dial_unix(address, deadline)
         known = literal(address.host)
         if known is None:
             return await self._dial_name(address, deadline, client)
@@ -108,6 +114,28 @@ class Dialler:
             stream.close()
             raise
         return stream
+
+    async def _dial_unix(self, path: Path, deadline: float) -> Stream:
+        try:
+            sock = Socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as exc:
+            raise _no_socket(path, exc) from exc
+        try:
+            while True:
+                try:
+                    failure = sock.connect_ex(os.fspath(path))
+                except OSError as exc:  # a path longer than an address can be
+                    raise UpstreamUnreachable(f"{path}: {exc}") from exc
+                if not failure:
+                    return Stream(sock, self._reaper)
+                if failure != errno.EAGAIN:
+                    raise _unreachable(path, failure)
+                if trio.current_time() >= deadline:
+                    raise _timeout(path)
+                await trio.sleep(FULL_PAUSE)
+        except BaseException:
+            sock.close()
+            raise
 
     async def dial_first(self, addresses: Sequence[HostPort], patience: float, *, client: str = "") -> Stream:
         """Connect to the first of `addresses` that answers, in their order.
@@ -280,14 +308,14 @@ def _connect(sock: Socket, where: tuple[str, int] | tuple[str, int, int, int]) -
     return sock.connect_ex(where) if failure == errno.EINPROGRESS else failure
 
 
-def _no_socket(address: HostPort, exc: OSError) -> UpstreamError:
+def _no_socket(address: HostPort | Path, exc: OSError) -> UpstreamError:
     kind = OutOfDescriptors if exc.errno in EXHAUSTED else UpstreamUnreachable
     return kind(f"{address}: {exc.strerror}")
 
 
-def _unreachable(address: HostPort, failure: int) -> UpstreamUnreachable:
+def _unreachable(address: HostPort | Path, failure: int) -> UpstreamUnreachable:
     return UpstreamUnreachable(f"{address}: {os.strerror(failure)}")
 
 
-def _timeout(address: HostPort) -> UpstreamTimeout:
+def _timeout(address: HostPort | Path) -> UpstreamTimeout:
     return UpstreamTimeout(f"{address}: no answer to the connection attempt")

@@ -90,6 +90,7 @@ class Stream:
         "_calls",
         "_error",
         "_fd",
+        "_poll",
         "_read_patience",
         "_read_since",
         "_read_size",
@@ -108,6 +109,7 @@ class Stream:
         self._read_since: float | None = None  # None while nobody waits
         self._write_by: float | None = None
         self._fd = sock.fileno()
+        self._poll: select.poll | None = None  # made when it is first asked whether something has come
         self._reaper = reaper
         self._error: StreamError | None = None
         self._calls = 0
@@ -197,11 +199,17 @@ class Stream:
 
     def quiet(self) -> bool:
         """Whether nothing at all has come: no byte, no end, no error. What an idle connection must be to be reused."""
+        poll = self._poll
+        if poll is None:  # kept: asking it costs a third of a `recv` that fails
+            poll = self._poll = select.poll()
+            poll.register(self._fd, select.POLLIN | select.POLLRDHUP)
+        sock = self.sock
+        if not poll.poll(0):
+            return not isinstance(sock, ssl.SSLSocket) or not sock.pending()
+        if not isinstance(sock, ssl.SSLSocket):
+            return False
         try:
-            if isinstance(self.sock, ssl.SSLSocket):
-                self.sock.recv(1)  # a session ticket may lie there: only TLS itself can tell it from data
-            else:
-                self.sock.recv(1, socket.MSG_PEEK)
+            sock.recv(1)  # a session ticket may lie there: only TLS itself can tell it from data
         except (BlockingIOError, ssl.SSLWantReadError):
             return True
         except OSError:

@@ -1,10 +1,14 @@
-"""The client's side of one exchange, whichever HTTP version it speaks."""
+"""The client's side of one exchange, whichever HTTP version it speaks; the backend's is `proxy.upstream.Upstream`.
+
+An error that is answered with a page (RequestError, UpstreamError) may carry header `fields` for that answer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
+from trioproxy.config.model import HostPort
 from trioproxy.http.messages import End, Header, Headers, ResponseHead
 from trioproxy.proxy.upstream import Upstream
 
@@ -31,6 +35,9 @@ class Client(Protocol):
     def left(self) -> bool:
         """Whether the client has gone away, so that nobody waits for the response."""
 
+    def local(self) -> HostPort:
+        """The address and port on our side of its connection. Raises ConnectionLost."""
+
     def informational(self, head: ResponseHead) -> None:
         """Pass on a 1xx response."""
 
@@ -53,4 +60,7 @@ class Client(Protocol):
         """Begin and end a response of our own."""
 
     async def tunnel(self, head: ResponseHead, upstream: Upstream, idle: float) -> None:
-        """Pass on the backend's 101, then carry bytes both ways until either side is done or silent for `idle` s."""
+        """Pass on the backend's 101, then carry bytes both ways until either side is done or silent for `idle` s.
+
+        `upstream.hand_over` has what the backend sends from then on.
+        """

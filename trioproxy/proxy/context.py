@@ -20,7 +20,7 @@ from trioproxy.net.limits import Admission, Shedder
 from trioproxy.net.listen import Peer
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper, Stream
-from trioproxy.proxy.upstream import Pool
+from trioproxy.proxy.pool import Pool
 from trioproxy.routing import Entry, RouteTable
 from trioproxy.snapshot import Cell
 

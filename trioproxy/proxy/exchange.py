@@ -11,29 +11,27 @@ the backend's is an `UpstreamError`, as long as an error page can still be sent;
 
 from __future__ import annotations
 
-import contextlib
 import math
+from collections.abc import Sequence
 
 import trio
 
-from trioproxy.config.model import Config, Site, Timeouts
+from trioproxy.config.model import Route, Site
 from trioproxy.errors import (
-    ClientLeft,
     ResponseAborted,
-    StreamError,
-    StreamTimeout,
     TrioproxyError,
+    Unanswered,
     UpstreamError,
-    UpstreamTimeout,
+    UpstreamProtocolError,
 )
-from trioproxy.http.h1 import encode_chunk, encode_last_chunk, encode_request_head
 from trioproxy.http.headers import request_headers
-from trioproxy.http.messages import End, RequestHead, ResponseHead
-from trioproxy.net.sock import Stream
+from trioproxy.http.messages import End, Headers, RequestHead, ResponseHead
+from trioproxy.net.listen import Peer
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
-from trioproxy.proxy.upstream import Upstream
+from trioproxy.proxy.upstream import Backend, Upstream
 from trioproxy.routing import Choice, Redirect, choose, map_location
+from trioproxy.wire.proxy_protocol import Endpoint, encode_v1, encode_v2
 
 SEND_AT_ONCE = 64 * 1024
 """Bytes: what is collected beyond this is sent before more is read. Also how much of a body may ride with its head."""
@@ -43,9 +41,7 @@ IDEMPOTENT = (b"GET", b"HEAD", b"OPTIONS")
 (RFC 9110 section 9.2.2), but backends are known to treat them carelessly."""
 
 
-async def exchange(
-    ctx: ProxyContext, config: Config, visit: Visit, site: Site, request: RequestHead, client: Client
-) -> None:
+async def exchange(ctx: ProxyContext, visit: Visit, site: Site, request: RequestHead, client: Client) -> None:
     """Route `request` within `site` and answer it.
 
     Raises:
@@ -58,108 +54,64 @@ async def exchange(
     if isinstance(choice, Redirect):
         client.answer(308, [(b"location", choice.location)], b"")
         return
-    await forward(ctx, config, visit, choice, request, client)
-
-
-async def forward(
-    ctx: ProxyContext, config: Config, visit: Visit, choice: Choice, request: RequestHead, client: Client
-) -> None:
-    """Send `request` where `choice` says and pass the response back. Raises as `exchange`."""
     headers = request_headers(request, visit.arrival, choice.prefix, ctx.pseudonym)
-    head = encode_request_head(request.method, choice.target, headers)
-    first_body, whole = _collect(request, client, len(head))
-    asking = _Asking(request, choice, client, config.timeouts, head + first_body, whole)
-    target = choice.route.to[0]
-
+    asking = _Asking(ctx, request, choice, headers, client)
+    route = choice.route
+    header = announcement(route, visit.peer, client) if route.proxy_protocol else b""
+    backend = Backend.of(route.to[0], route, header)
+    upstream = ctx.pool.claim(backend) or await ctx.pool.connect(backend, choice.route.timeouts)
     try:
-        await _attempt(ctx, await ctx.pool.connect(target, config.timeouts), asking)
-    except _Stale as exc:
-        if not (request.method in IDEMPOTENT and whole):
-            raise UpstreamError(f"{target}: {exc}") from exc
+        await asking.by(upstream)
+    except Unanswered as exc:
+        if not asking.may_ask_again(exc):
+            raise
     else:
         return
-    await _attempt(ctx, await ctx.pool.connect(target, config.timeouts, fresh=True), asking)
+    await asking.by(await ctx.pool.connect(backend, choice.route.timeouts))
 
 
-class _Stale(UpstreamError):
-    """A reused connection ended before a byte of the response: the backend had closed it when we asked."""
-
-
-def _collect(request: RequestHead, client: Client, size: int) -> tuple[bytes, bool]:
-    """What has come of the request's body already, framed for the backend, and whether that is all of it."""
-    pieces: list[bytes] = []
-    while size < SEND_AT_ONCE:
-        piece = client.ready()
-        if piece is None:
-            return b"".join(pieces), False
-        pieces.append(_framed(request, piece))
-        if isinstance(piece, End):
-            return b"".join(pieces), True
-        size += len(piece)
-    return b"".join(pieces), False
-
-
-def _framed(request: RequestHead, piece: bytes | End) -> bytes:
-    if request.body_length is None:
-        return encode_last_chunk(piece.trailers) if isinstance(piece, End) else encode_chunk(piece)
-    return b"" if isinstance(piece, End) else piece
-
-
-async def _attempt(ctx: ProxyContext, upstream: Upstream, asking: _Asking) -> None:
-    """Ask once; the connection goes back to the pool if that left it clean, and is closed otherwise."""
-    ctx.reaper.watched.add(asking)
-    try:
-        await asking.ask(upstream)
-    finally:
-        ctx.reaper.watched.discard(asking)
-        if asking.clean and not ctx.drain.begun:
-            ctx.pool.release(upstream)
-        else:
-            upstream.stream.close()
+def announcement(route: Route, peer: Peer, client: Client) -> bytes:
+    """The PROXY header of a route, which speaks for one connection of one client. Raises ConnectionLost."""
+    reached = peer.local or client.local()
+    encode = encode_v1 if route.proxy_protocol == "v1" else encode_v2
+    return encode(Endpoint(peer.host, peer.port), Endpoint(reached.host, reached.port))
 
 
 class _Asking:
-    """One request on its way, and what is known of it so far.
+    """One request on its way, and what is known of it so far."""
 
-    The reaper watches it: once a second it asks whether the client is still there, for a backend that is silent, a
-    long poll say, would otherwise be waited for on behalf of nobody.
-    """
-
-    __slots__ = ("choice", "clean", "client", "first", "request", "timeouts", "tunnelled", "uploaded", "upstream")
+    __slots__ = ("_answered", "_body", "_choice", "_client", "_ctx", "_headers", "_request", "_uploaded")
 
     def __init__(
-        self, request: RequestHead, choice: Choice, client: Client, timeouts: Timeouts, first: bytes, whole: bool
+        self, ctx: ProxyContext, request: RequestHead, choice: Choice, headers: Headers, client: Client
     ) -> None:
-        self.request = request
-        self.choice = choice
-        self.client = client
-        self.timeouts = timeouts
-        self.first = first  # the head, and what of the body came with it
-        self.uploaded = whole  # whether the backend has, or will have with `first`, all of the request
-        self.clean = False  # whether the backend's connection may carry another request
-        self.tunnelled = False  # then an end is an end of one direction only, and the tunnel's to see
-        self.upstream: Upstream | None = None
+        self._ctx = ctx
+        self._request = request
+        self._choice = choice
+        self._headers = headers
+        self._client = client
+        self._body = _arrived(client)
+        self._uploaded = bool(self._body) and isinstance(self._body[-1], End)  # or will be with what is sent first
+        self._answered = False  # whether the final response has begun
 
-    def overdue(self, now: float) -> bool:  # noqa: ARG002 - it goes by the client, not by time
-        """See `Reaper`."""
-        return not self.tunnelled and self.client.left()
+    def may_ask_again(self, failure: Unanswered) -> bool:
+        """Whether all of the request is still here, and nobody does twice what was asked once."""
+        return self._uploaded and (failure.untouched or self._request.method in IDEMPOTENT)
 
-    def interrupt(self, error: StreamError) -> None:  # noqa: ARG002
-        """See `Reaper`."""
-        if self.upstream is not None:
-            self.upstream.stream.interrupt(ClientLeft("the client left before the response was through"))
-
-    async def ask(self, upstream: Upstream) -> None:
-        self.upstream = upstream
-        upstream.reader.expect(self.request.method, upgrade=self.request.upgrade is not None)
-        # A send that fails is no verdict: the backend may have answered (413, say) and closed. Reading will tell.
-        with contextlib.suppress(StreamError):
-            await upstream.stream.send_all(self.first)
-        if self.uploaded:
-            upstream.stream.expect(self.timeouts.response)
-            await self._answer(upstream)
-        else:
-            await self._upload_and_answer(upstream)
+    async def by(self, upstream: Upstream) -> None:
+        """Ask once; `upstream` is handed back, fit for another exchange if this one left it so."""
+        clean = False
+        try:
+            await upstream.ask(self._request, self._choice.target, self._headers, self._body, self._client)
+            if self._uploaded:
+                upstream.expect(self._choice.route.timeouts.response)
+                await self._answer(upstream)
+            else:
+                await self._upload_and_answer(upstream)
+            clean = self._uploaded and not self._ctx.drain.begun
+        finally:
+            upstream.done(keep=clean)
+        await self._client.flush()
 
     async def _upload_and_answer(self, upstream: Upstream) -> None:
         failure: TrioproxyError | None = None
@@ -167,12 +119,12 @@ class _Asking:
         async def upload() -> None:
             nonlocal failure
             try:
-                await self._upload(upstream.stream)
+                await self._upload(upstream)
             except TrioproxyError as exc:
                 failure = exc
                 nursery.cancel_scope.cancel()
 
-        upstream.stream.expect(math.inf)  # the backend owes no answer before it has the request
+        upstream.expect(math.inf)  # the backend owes no answer before it has the request
         async with trio.open_nursery() as nursery:
             nursery.start_soon(upload)
             try:
@@ -183,78 +135,86 @@ class _Asking:
         if failure is not None:
             raise failure
 
-    async def _upload(self, backend: Stream) -> None:
+    async def _upload(self, upstream: Upstream) -> None:
         """Send the rest of the request's body.
 
         Raises only what is the client's fault: what is the backend's shows in its answer, or in the lack of one.
         """
-        while not self.uploaded:
-            piece = self.client.ready() or await self.client.receive()
-            try:
-                await backend.send_all(_framed(self.request, piece))
-            except StreamError:
+        whole = False
+        while not whole:
+            piece = self._client.ready() or await self._client.receive()
+            if not await upstream.send(piece):
                 break
-            self.uploaded = isinstance(piece, End)
-        backend.expect(self.timeouts.response)
+            whole = isinstance(piece, End)
+        self._uploaded = whole
+        if not self._answered:
+            upstream.expect(self._choice.route.timeouts.response)
 
     async def _answer(self, upstream: Upstream) -> None:
-        client, reader = self.client, upstream.reader
+        client = self._client
         head = await self._final_head(upstream)
+        self._answered = True
         if head.status == 101:
-            self.tunnelled = True
-            await client.tunnel(head, upstream, self.timeouts.tunnel)
+            self._uploaded = False  # what it carries from now on is no exchange
+            await client.tunnel(head, upstream, self._choice.route.timeouts.tunnel)
             return
-        upstream.stream.expect(self.timeouts.tunnel)
-        client.start(self._with_mapped_location(head))
+        upstream.expect(self._choice.route.timeouts.tunnel)
+        client.start(self._as_sent(head))
         try:
-            while not isinstance(event := reader.next(), End):
-                if isinstance(event, bytes):
+            while not isinstance(event := upstream.next(), End):
+                if event is None:
+                    if client.pending():
+                        await client.flush()
+                    await upstream.receive()
+                elif isinstance(event, bytes):
                     client.body(event)
                     if client.pending() > SEND_AT_ONCE:
                         await client.flush()
                 else:
-                    await client.flush()
-                    await self._read_more(upstream)
+                    raise UpstreamProtocolError("a head inside of a body")
         except UpstreamError as exc:
             raise ResponseAborted(str(exc)) from exc
-        self.clean = self.uploaded and reader.reusable
         client.end(event.trailers)
-        await client.flush()
 
     async def _final_head(self, upstream: Upstream) -> ResponseHead:
         """The head of the final response, or of a 101; the other 1xx are passed on as they come."""
         while True:
-            head = upstream.reader.next()
+            head = upstream.next()
             if not isinstance(head, ResponseHead):
-                await self.client.flush()
-                await self._read_more(upstream)
+                if self._client.pending():
+                    await self._client.flush()
+                await upstream.receive()
             elif head.status >= 200 or head.status == 101:
                 return head
             else:
-                self.client.informational(head)
+                self._client.informational(head)
 
-    async def _read_more(self, upstream: Upstream) -> None:
-        try:
-            data = await upstream.stream.receive_some()
-        except ClientLeft:
-            raise
-        except StreamTimeout as exc:
-            raise UpstreamTimeout(f"{self.choice.route.to[0]}: no answer in time") from exc
-        except StreamError as exc:
-            if upstream.reused and not upstream.reader.started:
-                raise _Stale("the connection was closed") from exc
-            raise UpstreamError(f"{self.choice.route.to[0]}: {exc}") from exc
-        if data:
-            upstream.reader.feed(data)
-            return
-        if upstream.reused and not upstream.reader.started:
-            raise _Stale("the connection was closed")
-        upstream.reader.feed_eof()
-
-    def _with_mapped_location(self, head: ResponseHead) -> ResponseHead:
+    def _as_sent(self, head: ResponseHead) -> ResponseHead:
+        """The final head as the client gets it, but for what depends on the client's HTTP version."""
         if 300 <= head.status < 400 or head.status == 201:
             head.headers = [
-                (name, map_location(self.choice.route, value) if name == b"location" else value)
+                (name, map_location(self._choice.route, value) if name == b"location" else value)
                 for name, value in head.headers
             ]
         return head
+
+
+_NO_BODY = (End(),)
+
+
+def _arrived(client: Client) -> Sequence[bytes | End]:
+    """What has come of the request's body already."""
+    piece = client.ready()
+    if isinstance(piece, End) and not piece.trailers:
+        return _NO_BODY
+    pieces: list[bytes | End] = []
+    size = 0
+    while piece is not None:
+        pieces.append(piece)
+        if isinstance(piece, End):
+            break
+        size += len(piece)
+        if size >= SEND_AT_ONCE:
+            break
+        piece = client.ready()
+    return pieces

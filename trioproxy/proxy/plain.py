@@ -73,14 +73,14 @@ async def _answer_for_passthrough(
     to = Target("http", entry.http_to.host, entry.http_to.port)
     welcome = permitted(ctx, entry, visit.peer)
     prefixes = ("/",) if entry.http == "all" and welcome else BACKENDS_OWN
-    backend = Site(entry.name, tuple(Route(prefix, to) for prefix in prefixes))
+    backend = Site(entry.name, tuple(Route(prefix, to, timeouts=config.timeouts) for prefix in prefixes))
     if route_for(backend, _path(request)) is None:
         if not welcome:
             raise _not_open(entry)
         _redirect(config, request, client)
     else:
         # Routing as for a site also refuses a path that leaves the prefix again, `/.well-known/../admin`.
-        await exchange(ctx, config, visit, backend, request, client)
+        await exchange(ctx, visit, backend, request, client)
 
 
 async def _answer_for_site(
@@ -95,7 +95,7 @@ async def _answer_for_site(
         if site.http == "redirect":
             _redirect(config, request, client)
             return
-    await exchange(ctx, config, visit, site, request, client)
+    await exchange(ctx, visit, site, request, client)
 
 
 def _is_challenge(path: str) -> bool:

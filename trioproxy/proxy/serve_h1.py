@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from trioproxy.config.model import Timeouts
+from trioproxy.config.model import HostPort, Timeouts
 from trioproxy.errors import RequestError, ResponseAborted, StreamInterrupted, StreamTimeout, UpstreamError
 from trioproxy.http.h1 import RequestReader, chunk_prefix, encode_last_chunk, encode_response_head
 from trioproxy.http.headers import Framing, clean_trailers, error_page, reason_phrase, response_headers
@@ -182,6 +182,10 @@ class H1Client:
         """See `Client.left`."""
         return self._stream.left()
 
+    def local(self) -> HostPort:
+        """See `Client.local`."""
+        return self._stream.local()
+
     def _skip_ready_body(self) -> None:
         """Read past a body that nobody wanted, as far as it is here already; if it is not, the connection must end."""
         try:
@@ -245,6 +249,7 @@ class H1Client:
             str(error) if isinstance(error, RequestError) else "The server behind this name does not answer properly."
         )
         headers, page = error_page(error.status, text)
+        headers += error.fields
         if self._request is None:  # its head was not understood, so neither is what follows it
             headers.append((b"connection", b"close"))
             self._add(encode_response_head(error.status, reason_phrase(error.status), headers) + page)
@@ -255,14 +260,14 @@ class H1Client:
         """See `Client.tunnel`."""
         self._add_head(head)  # or an error page, if the backend switched to what nobody asked for
         self.started = self.closing = True
-        self._add(upstream.reader.rest())
         await self.flush()
+        backend = upstream.hand_over()
         early = self._reader.rest()
         if early:
-            await upstream.stream.send_all(early)
+            await backend.send_all(early)
         self._ctx.tunnels.add(self._stream)
         try:
-            await tunnel(self._stream, upstream.stream, idle)
+            await tunnel(self._stream, backend, idle)
         finally:
             self._ctx.tunnels.discard(self._stream)
 

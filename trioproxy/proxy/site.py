@@ -26,7 +26,7 @@ async def answer_site(ctx: ProxyContext, visit: Visit, request: RequestHead, cli
     site = _site_for(snapshot.routes, visit, request.authority)
     if not permitted(ctx, site, visit.peer):  # asked again: a reload may have changed the rule
         raise RequestError(f"{site.name} is not open to this client", 403)
-    await exchange(ctx, snapshot.config, visit, site, request, client)
+    await exchange(ctx, visit, site, request, client)
 
 
 def requested_name(authority: bytes) -> str | None:

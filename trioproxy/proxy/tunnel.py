@@ -1,17 +1,38 @@
 """A site's upgraded connection (WebSocket or another protocol), byte for byte.
 
-The client's side is TLS, so the pump, which moves bytes between plain sockets inside the kernel, cannot do this.
+The client's side is TLS or a stream of HTTP/2, so the pump, which moves bytes between plain sockets inside the kernel,
+cannot do this.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import trio
 
 from trioproxy.errors import StreamError
-from trioproxy.net.sock import Stream
 
 
-async def tunnel(client: Stream, backend: Stream, idle: float) -> None:
+class Duplex(Protocol):
+    """Bytes both ways. A `net.sock.Stream` is one; a stream of an HTTP/2 connection can be made one (RFC 8441)."""
+
+    async def receive_some(self) -> bytes:
+        """The next bytes; b"" at the end of that direction. Raises StreamError."""
+
+    async def send_all(self, data: bytes) -> None:
+        """Send all of it. Raises StreamError."""
+
+    def send_eof(self) -> None:
+        """End our direction. Never fails."""
+
+    def expect(self, seconds: float) -> None:
+        """From now on the peer may be silent for at most `seconds` while we read, also for a read under way."""
+
+    def interrupt(self, error: StreamError | None = None) -> None:
+        """Wake whoever waits for it with `error`; who waits later gets it at once."""
+
+
+async def tunnel(client: Duplex, backend: Duplex, idle: float) -> None:
     """Carry bytes both ways until the backend has ended, one side is lost, or both are silent for `idle` seconds.
 
     A client that ends its direction is passed on as a half-close. When the backend ends, all is over: TLS gives a
@@ -25,7 +46,7 @@ async def tunnel(client: Stream, backend: Stream, idle: float) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _carry(source: Stream, sink: Stream, idle: float) -> None:
+async def _carry(source: Duplex, sink: Duplex, idle: float) -> None:
     try:
         while data := await source.receive_some():
             await sink.send_all(data)

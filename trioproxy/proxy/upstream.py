@@ -1,129 +1,112 @@
-"""Connections to the backends of sites: kept when idle, reused, and closed when they are too old to trust."""
+"""The backend's side of one exchange, whichever HTTP version it speaks: what `proxy.client.Client` is for the client's.
+
+`pool` hands one out for each request. `exchange` asks by it, reads the answer from it, and hands it back; that behind
+it stands a connection of its own (`upstream_h1`) or one stream of many (`upstream_h2`) it never learns.
+"""
 
 from __future__ import annotations
 
-import math
-import ssl
-from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-import trio
-
-from trioproxy.config.model import HostPort, Target, Timeouts
-from trioproxy.errors import ConnectionLost, StreamTimeout, UpstreamTimeout, UpstreamUnreachable
-from trioproxy.http.h1 import ResponseReader
-from trioproxy.net.dial import Dialler
-from trioproxy.net.sock import Stream
-from trioproxy.net.trust import client_context
-
-IDLE_PER_BACKEND = 64
-"""Idle connections kept for one backend; the oldest goes when there are more."""
-
-IDLE_SECONDS = 30.0
-"""How long an idle one is kept. Below the keep-alive limits that backends commonly have (Node 5 s is the exception,
-nginx 75 s, Apache 5 s): a connection that the backend has closed meanwhile is noticed before it is reused."""
-
-Key = tuple[str, str, int]
+from trioproxy.config.model import Route, Target, UpstreamTLS
+from trioproxy.http.messages import End, Event, Headers, RequestHead
+from trioproxy.proxy.tunnel import Duplex
 
 
-class Upstream:
-    """A connection to a backend, and the reader of its responses."""
+class Backend(NamedTuple):
+    """A backend and the terms on which it is spoken to. Connections are shared only where all of this is equal.
 
-    __slots__ = ("idle_since", "key", "reader", "reused", "stream")
+    Attributes:
+        scheme: As in `Target`, and so are the next two.
+        host: Its host, or the path of its socket.
+        port: Its port.
+        tls: What it must prove; None without TLS.
+        header: The PROXY header with which its connections begin, which speaks for one client; b"" for none.
+    """
 
-    def __init__(self, stream: Stream, key: Key) -> None:
-        self.stream = stream
-        self.key = key
-        self.reader = ResponseReader()
-        self.reused = False
-        self.idle_since = 0.0
+    scheme: str
+    host: str
+    port: int
+    tls: UpstreamTLS | None
+    header: bytes
+
+    @classmethod
+    def of(cls, target: Target, route: Route, header: bytes) -> Backend:
+        """One of a route's backends."""
+        return cls(target.scheme, target.host, target.port, route.tls if target.scheme == "https" else None, header)
+
+    def for_anyone(self) -> Backend:
+        """The same without the client: what fails for one will fail for all."""
+        return self._replace(header=b"")
+
+    def __str__(self) -> str:
+        return str(Target(self.scheme, self.host, self.port))  # type: ignore[arg-type]  # a target's, once
 
 
-class Pool:
-    """Idle connections by backend. Deciding is synchronous: `claim` and `release` never wait."""
+class Asker(Protocol):
+    """On whose behalf a backend is asked."""
 
-    def __init__(self, dialler: Dialler) -> None:
-        self._dialler = dialler
-        self._idle: dict[Key, deque[Upstream]] = {}
-        self._trust: ssl.SSLContext | None = None
+    def left(self) -> bool:
+        """Whether it has gone away; looked at once a second."""
 
-    async def connect(self, target: Target, timeouts: Timeouts, *, fresh: bool = False) -> Upstream:
-        """A connection to `target`: an idle one, or a new one.
+
+class Upstream(Protocol):
+    """One request's way to a backend.
+
+    Attributes:
+        backend: Whom it leads to.
+    """
+
+    backend: Backend
+
+    async def ask(
+        self, request: RequestHead, target: bytes, headers: Headers, body: Sequence[bytes | End], asker: Asker
+    ) -> None:
+        """Send the head, and what of the body is there.
+
+        What goes wrong with the backend here shows in `receive`: it may have answered (413, say) and closed.
 
         Args:
-            target: The backend; only its scheme, host and port count.
-            timeouts: `connect` bounds the dialling and the TLS handshake together.
-            fresh: Do not reuse an idle one.
+            request: The client's request; of it only method, `body_length` and `upgrade` count.
+            target: The request target.
+            headers: As `request_headers` makes them.
+            body: The first pieces of the body, possibly to its end.
+            asker: When it leaves, `receive` raises ClientLeft.
 
         Raises:
-            UpstreamUnreachable: it does not resolve, answer, or prove who it is.
-            UpstreamTimeout: that took longer than `timeouts.connect`.
+            UpstreamProtocolError: the backend said something before it was asked.
         """
-        key = (target.scheme, target.host, target.port)
-        if not fresh and (claimed := self.claim(key)) is not None:
-            return claimed
-        if target.scheme == "https" and self._trust is None:
-            self._trust = await trio.to_thread.run_sync(client_context)
-        deadline = trio.current_time() + timeouts.connect
-        stream = await self._dialler.dial(HostPort(target.host, target.port), deadline)
-        if target.scheme == "https" and self._trust is not None:
-            await _start_tls(stream, self._trust, target, deadline)
-        stream.write_patience = timeouts.idle
-        return Upstream(stream, key)
 
-    def claim(self, key: Key) -> Upstream | None:
-        """The most recently used idle connection on which nothing unexpected has come, if there is one."""
-        idle = self._idle.get(key)
-        while idle:
-            upstream = idle.pop()
-            if upstream.stream.quiet():
-                upstream.reused = True
-                return upstream
-            upstream.stream.close()
-        return None
+    async def send(self, piece: bytes | End) -> bool:
+        """Send a piece of the body. False if the backend takes no more; why shows in `receive`."""
 
-    def release(self, upstream: Upstream) -> None:
-        """Take back a connection whose last response has ended and that the backend keeps open."""
-        idle = self._idle.setdefault(upstream.key, deque())
-        upstream.idle_since = trio.current_time()
-        idle.append(upstream)
-        if len(idle) > IDLE_PER_BACKEND:
-            idle.popleft().stream.close()
+    def next(self) -> Event | None:
+        """The next event of the response, as `http.h1.ResponseReader.next`; None when `receive` must be called first.
 
-    def close_idle(self) -> int:
-        """Close every idle connection. Returns how many there were."""
-        return self._evict(math.inf)
+        Raises:
+            UpstreamError: the response is none.
+        """
 
-    async def run(self) -> None:
-        """Close what has been idle for too long, until cancelled; then close everything."""
-        try:
-            while True:
-                await trio.sleep(IDLE_SECONDS / 4)
-                self._evict(trio.current_time() - IDLE_SECONDS)
-        finally:
-            self.close_idle()
+    async def receive(self) -> None:
+        """Wait until more of the response has come. Whatever `next` gave before must have been passed on or kept.
 
-    def _evict(self, before: float) -> int:
-        closed = 0
-        for key, idle in list(self._idle.items()):
-            while idle and idle[0].idle_since < before:
-                idle.popleft().stream.close()
-                closed += 1
-            if not idle:
-                del self._idle[key]
-        return closed
+        Raises:
+            Unanswered: there will be no response, and there was nothing of one.
+            UpstreamTimeout: the backend was silent for too long.
+            UpstreamError: it failed otherwise.
+            ClientLeft: nobody waits for the response any more.
+        """
 
+    def expect(self, seconds: float) -> None:
+        """From now on the backend may be silent for at most this long."""
 
-async def _start_tls(stream: Stream, trust: ssl.SSLContext, target: Target, deadline: float) -> None:
-    stream.deadline = deadline
-    try:
-        await stream.start_tls_client(trust, target.host)
-    except ConnectionLost as exc:
-        stream.close()
-        raise UpstreamUnreachable(f"{target}: {exc}") from exc
-    except StreamTimeout as exc:
-        stream.close()
-        raise UpstreamTimeout(f"{target}: no end of the TLS handshake") from exc
-    except BaseException:
-        stream.close()
-        raise
-    stream.deadline = math.inf
+    def hand_over(self) -> Duplex:
+        """After a 101: the bytes both ways, what came behind it included. The asker is looked at no more."""
+
+    def done(self, *, keep: bool) -> None:
+        """The exchange is over. Call it once, whatever happened.
+
+        Args:
+            keep: Request and response have come to their ends, and another exchange may follow here.
+        """

@@ -1,0 +1,155 @@
+"""A connection to a backend that speaks HTTP/1.1: one request at a time, then back to the pool.
+
+This is the hot path. Claiming, asking, answering and giving back make no task, lock, timer or set entry: the reaper
+knows a connection for as long as it lives, and whom to look at meanwhile is one assignment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+from trioproxy.errors import ClientLeft, StreamError, StreamTimeout, Unanswered, UpstreamError, UpstreamTimeout
+from trioproxy.http.h1 import ResponseReader, encode_chunk, encode_last_chunk, encode_request_head
+from trioproxy.http.messages import End, Event, Headers, RequestHead
+from trioproxy.net.sock import Reaper, Stream
+from trioproxy.proxy.tunnel import Duplex
+from trioproxy.proxy.upstream import Asker, Backend
+
+
+class H1Upstream:
+    """`proxy.upstream.Upstream` over HTTP/1.1.
+
+    Attributes:
+        backend: Whom it leads to.
+        reused: It has carried a request before, so the backend may have closed it just now.
+        idle_since: The Trio time at which it was given back last.
+    """
+
+    __slots__ = ("_asker", "_chunked", "_reader", "_reaper", "_release", "_stream", "backend", "idle_since", "reused")
+
+    def __init__(
+        self, stream: Stream, backend: Backend, reaper: Reaper, release: Callable[[H1Upstream], object]
+    ) -> None:
+        self.backend = backend
+        self.reused = False
+        self.idle_since = 0.0
+        self._stream = stream
+        self._reader = ResponseReader()
+        self._reaper = reaper
+        self._release = release
+        self._asker: Asker | None = None  # while a request is under way
+        self._chunked = False
+        reaper.watched.add(self)
+
+    # ---- one exchange: see `Upstream` --------------------------------------------------------------------
+
+    async def ask(
+        self, request: RequestHead, target: bytes, headers: Headers, body: Sequence[bytes | End], asker: Asker
+    ) -> None:
+        """See `Upstream.ask`."""
+        self._asker = asker
+        self._chunked = request.body_length is None
+        self._reader.expect(request.method, request.upgrade is not None)
+        first = encode_request_head(request.method, target, headers)
+        if self._chunked:
+            first = b"".join((first, *map(_chunk, body)))
+        elif body and not isinstance(body[0], End):
+            first = b"".join((first, *[piece for piece in body if isinstance(piece, bytes)]))
+        with contextlib.suppress(StreamError):
+            await self._stream.send_all(first)
+
+    async def send(self, piece: bytes | End) -> bool:
+        """See `Upstream.send`."""
+        if self._chunked:
+            piece = _chunk(piece)
+        elif isinstance(piece, End):
+            return True
+        try:
+            await self._stream.send_all(piece)
+        except StreamError:
+            return False
+        return True
+
+    def next(self) -> Event | None:
+        """See `Upstream.next`."""
+        return self._reader.next()
+
+    async def receive(self) -> None:
+        """See `Upstream.receive`."""
+        try:
+            data = await self._stream.receive_some()
+        except ClientLeft:
+            raise
+        except StreamTimeout as exc:
+            raise UpstreamTimeout(f"{self.backend}: no answer in time") from exc
+        except StreamError as exc:
+            if self.reused and not self._reader.started:
+                raise Unanswered(f"{self.backend}: the connection was closed") from exc
+            raise UpstreamError(f"{self.backend}: {exc}") from exc
+        if data:
+            self._reader.feed(data)
+        elif self.reused and not self._reader.started:
+            raise Unanswered(f"{self.backend}: the connection was closed")
+        else:
+            self._reader.feed_eof()
+
+    def expect(self, seconds: float) -> None:
+        """See `Upstream.expect`."""
+        self._stream.expect(seconds)
+
+    def hand_over(self) -> Duplex:
+        """See `Upstream.hand_over`."""
+        self._asker = None
+        early = self._reader.rest()
+        return _Continued(self._stream, early) if early else self._stream
+
+    def done(self, *, keep: bool) -> None:
+        """See `Upstream.done`."""
+        self._asker = None
+        if keep and self._reader.reusable:
+            self.reused = True
+            self._release(self)
+        else:
+            self.close()
+
+    # ---- between two -----------------------------------------------------------------------------------
+
+    def quiet(self) -> bool:
+        """Whether nothing has come since it was given back: neither an end nor what would be taken for an answer."""
+        return self._stream.quiet()
+
+    def close(self) -> None:
+        """Close the connection. Never fails."""
+        self._reaper.watched.discard(self)
+        self._stream.close()
+
+    # ---- for the reaper: a backend that is silent must not be waited for on behalf of nobody ---------------
+
+    def overdue(self, now: float) -> bool:  # noqa: ARG002 - it goes by the client, not by time
+        """See `Mortal`."""
+        return self._asker is not None and self._asker.left()
+
+    def interrupt(self, error: StreamError) -> None:  # noqa: ARG002
+        """See `Mortal`."""
+        self._stream.interrupt(ClientLeft("the client left before the response was through"))
+
+
+def _chunk(piece: bytes | End) -> bytes:
+    return encode_last_chunk(piece.trailers) if isinstance(piece, End) else encode_chunk(piece)
+
+
+class _Continued:
+    """A stream of which some bytes were read already; they come first."""
+
+    def __init__(self, stream: Stream, early: bytes) -> None:
+        self._early = early
+        self._stream = stream
+        self.send_all = stream.send_all
+        self.send_eof = stream.send_eof
+        self.expect = stream.expect
+        self.interrupt = stream.interrupt
+
+    async def receive_some(self) -> bytes:
+        early, self._early = self._early, b""
+        return early or await self._stream.receive_some()
