@@ -63,7 +63,7 @@ class Dialler:
     def __init__(self, reaper: Reaper, resolver: Resolver | None = None) -> None:
         self._reaper = reaper
         self._resolver = resolver or Resolver()
-        self._failover = Failover()
+        self._failover: Failover[HostPort] = Failover()
         self.make_room: Callable[[], int] = lambda: 0
 
     async def dial(self, address: HostPort | Path, deadline: float = math.inf, *, client: str = "") -> Stream:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Generic, TypeVar
 
 import attrs
-
-from trioproxy.config.model import HostPort
 
 log = logging.getLogger("trioproxy.failover")
 
@@ -19,6 +18,10 @@ LONGEST = 60.0
 
 FORGET = 600.0
 """Seconds after which a backend that nobody has asked for is forgotten: it may be configured no more."""
+
+
+BackendT = TypeVar("BackendT", bound=Hashable)
+"""Whatever tells backends apart, and names one in the log."""
 
 
 @attrs.define
@@ -36,22 +39,31 @@ class _Trouble:
     failed: float
 
 
-class Failover:
+class Failover(Generic[BackendT]):
     """Remembers which backends failed. It decides and waits for nothing; the time is handed in."""
 
     def __init__(self) -> None:
-        self._troubles: dict[HostPort, _Trouble] = {}
+        self._troubles: dict[BackendT, _Trouble] = {}
 
-    def in_turn(self, addresses: Sequence[HostPort], now: float) -> list[HostPort]:
+    def in_turn(self, addresses: Sequence[BackendT], now: float) -> list[BackendT]:
         """`addresses` in the order in which to try them: those set aside come last, and else their order counts."""
         aside = [address for address in addresses if self._is_aside(address, now)]
         return [address for address in addresses if address not in aside] + aside
 
-    def _is_aside(self, address: HostPort, now: float) -> bool:
+    def ready(self, addresses: Sequence[BackendT], now: float) -> list[BackendT]:
+        """Those of `addresses` that are not set aside, in order."""
+        return [address for address in addresses if not self._is_aside(address, now)]
+
+    def pause(self, addresses: Sequence[BackendT], now: float) -> float:
+        """Seconds until one of `addresses` is to be tried again."""
+        ends = [trouble.until for address in addresses if (trouble := self._troubles.get(address))]
+        return max(0.0, min(ends, default=now) - now)
+
+    def _is_aside(self, address: BackendT, now: float) -> bool:
         trouble = self._troubles.get(address)
         return trouble is not None and now < trouble.until
 
-    def begin(self, address: HostPort, now: float, patience: float) -> None:
+    def begin(self, address: BackendT, now: float, patience: float) -> None:
         """An attempt begins that ends within `patience` seconds.
 
         If it is the first one after a pause, the backend stays set aside for others until it has ended: they would only
@@ -60,7 +72,7 @@ class Failover:
         if trouble := self._troubles.get(address):
             trouble.until = max(trouble.until, now + min(patience, LONGEST))
 
-    def failed(self, address: HostPort, reason: str, began: float, now: float) -> None:
+    def failed(self, address: BackendT, reason: str, began: float, now: float) -> None:
         """An attempt that began at `began` has failed."""
         trouble = self._troubles.get(address)
         if trouble is None:
@@ -73,7 +85,7 @@ class Failover:
             trouble.failed = now
             log.debug("%s: set aside for another %g s", reason, trouble.pause)
 
-    def answered(self, address: HostPort) -> None:
+    def answered(self, address: BackendT) -> None:
         """An attempt has succeeded."""
         if self._troubles.pop(address, None):
             log.info("%s answers again", address)

@@ -11,13 +11,15 @@ the backend's is an `UpstreamError`, as long as an error page can still be sent;
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
 import trio
 
-from trioproxy.config.model import Route, Site
+from trioproxy.config.model import Route, Site, Timeouts
 from trioproxy.errors import (
+    NoBackendLeft,
     ResponseAborted,
     TrioproxyError,
     Unanswered,
@@ -25,13 +27,15 @@ from trioproxy.errors import (
     UpstreamProtocolError,
 )
 from trioproxy.http.headers import request_headers
-from trioproxy.http.messages import End, Headers, RequestHead, ResponseHead
+from trioproxy.http.messages import End, Header, Headers, RequestHead, ResponseHead
 from trioproxy.net.listen import Peer
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
 from trioproxy.proxy.upstream import Backend, Upstream
 from trioproxy.routing import Choice, Redirect, choose, map_location
 from trioproxy.wire.proxy_protocol import Endpoint, encode_v1, encode_v2
+
+log = logging.getLogger("trioproxy.http")
 
 SEND_AT_ONCE = 64 * 1024
 """Bytes: what is collected beyond this is sent before more is read. Also how much of a body may ride with its head."""
@@ -50,16 +54,20 @@ async def exchange(ctx: ProxyContext, visit: Visit, site: Site, request: Request
         ResponseAborted: the backend failed later.
         StreamError: the client was lost.
     """
+    hsts = strict_transport(visit, site) if site.hsts else ()
     choice = choose(site, request.target)
     if isinstance(choice, Redirect):
-        client.answer(308, [(b"location", choice.location)], b"")
+        client.answer(308, [(b"location", choice.location), *hsts], b"")
         return
     headers = request_headers(request, visit.arrival, choice.prefix, ctx.pseudonym)
-    asking = _Asking(ctx, request, choice, headers, client)
+    asking = _Asking(ctx, request, choice, headers, client, hsts)
     route = choice.route
     header = announcement(route, visit.peer, client) if route.proxy_protocol else b""
+    if len(route.to) > 1:
+        await _ask_first(ctx, [Backend.of(target, route, header) for target in route.to], asking, route.timeouts)
+        return
     backend = Backend.of(route.to[0], route, header)
-    upstream = ctx.pool.claim(backend) or await ctx.pool.connect(backend, choice.route.timeouts)
+    upstream = ctx.pool.claim(backend) or await ctx.pool.connect(backend, route.timeouts)
     try:
         await asking.by(upstream)
     except Unanswered as exc:
@@ -67,7 +75,35 @@ async def exchange(ctx: ProxyContext, visit: Visit, site: Site, request: Request
             raise
     else:
         return
-    await asking.by(await ctx.pool.connect(backend, choice.route.timeouts))
+    await asking.by(await ctx.pool.connect(backend, route.timeouts))
+
+
+async def _ask_first(ctx: ProxyContext, backends: Sequence[Backend], asking: _Asking, timeouts: Timeouts) -> None:
+    """Ask the first of several that can be reached. The next one gets only what the one before it was never sent."""
+    for backend in ctx.pool.ready(backends):
+        upstream = ctx.pool.claim(backend) or await ctx.pool.attempt(backend, timeouts)
+        if upstream is None:
+            continue
+        try:
+            await asking.by(upstream)
+        except Unanswered as exc:
+            if not asking.may_ask_again(exc):
+                raise
+        else:
+            return
+        upstream = await ctx.pool.attempt(backend, timeouts)
+        if upstream is not None:
+            await asking.by(upstream)
+            return
+    names = ", ".join(map(str, backends))
+    raise NoBackendLeft(f"none of {names} can be reached", ctx.pool.pause(backends))
+
+
+def strict_transport(visit: Visit, site: Site) -> Sequence[Header]:
+    """The field Strict-Transport-Security, where it is due: RFC 6797 section 7.2 forbids it over http."""
+    if not site.hsts or visit.arrival.scheme != "https":
+        return ()
+    return ((b"strict-transport-security", b"max-age=%d" % site.hsts),)
 
 
 def announcement(route: Route, peer: Peer, client: Client) -> bytes:
@@ -80,16 +116,23 @@ def announcement(route: Route, peer: Peer, client: Client) -> bytes:
 class _Asking:
     """One request on its way, and what is known of it so far."""
 
-    __slots__ = ("_answered", "_body", "_choice", "_client", "_ctx", "_headers", "_request", "_uploaded")
+    __slots__ = ("_answered", "_body", "_choice", "_client", "_ctx", "_headers", "_hsts", "_request", "_uploaded")
 
     def __init__(
-        self, ctx: ProxyContext, request: RequestHead, choice: Choice, headers: Headers, client: Client
+        self,
+        ctx: ProxyContext,
+        request: RequestHead,
+        choice: Choice,
+        headers: Headers,
+        client: Client,
+        hsts: Sequence[Header],
     ) -> None:
         self._ctx = ctx
         self._request = request
         self._choice = choice
         self._headers = headers
         self._client = client
+        self._hsts = hsts  # what the client is to be told of its own next requests
         self._body = _arrived(client)
         self._uploaded = bool(self._body) and isinstance(self._body[-1], End)  # or will be with what is sent first
         self._answered = False  # whether the final response has begun
@@ -159,6 +202,8 @@ class _Asking:
             await client.tunnel(head, upstream, self._choice.route.timeouts.tunnel)
             return
         upstream.expect(self._choice.route.timeouts.tunnel)
+        if head.status == 400:
+            self._explain_refusal(upstream.backend)
         client.start(self._as_sent(head))
         try:
             while not isinstance(event := upstream.next(), End):
@@ -196,7 +241,23 @@ class _Asking:
                 (name, map_location(self._choice.route, value) if name == b"location" else value)
                 for name, value in head.headers
             ]
+        if self._hsts:
+            name = self._hsts[0][0]
+            head.headers = [*(field for field in head.headers if field[0] != name), *self._hsts]
         return head
+
+    def _explain_refusal(self, backend: Backend) -> None:
+        """Some backends refuse forwarded requests of proxies that they were not told of; few say why."""
+        if self._ctx.pool.hints.due(backend.for_anyone(), trio.current_time()):
+            log.warning(
+                "%s answered 400 to %s %s. If it does so to every request, it may have to be told that it is behind a "
+                "proxy: let it trust this machine's address as one that sends X-Forwarded-For (in Home Assistant: "
+                "http.use_x_forwarded_for and http.trusted_proxies), and the name %s as its own",
+                backend,
+                self._request.method.decode("latin-1"),
+                self._request.target.decode("latin-1"),
+                self._request.authority.decode("latin-1"),
+            )
 
 
 _NO_BODY = (End(),)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
 from trioproxy.config.model import HostPort, Timeouts, UpstreamTLS
-from trioproxy.errors import StreamError, Untrusted, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from trioproxy.errors import (
+    OutOfDescriptors,
+    StreamError,
+    Untrusted,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from trioproxy.net.dial import Dialler
+from trioproxy.net.failover import Failover
 from trioproxy.net.sock import Reaper, Stream
 from trioproxy.net.trust import H1, Trust, fingerprint, prove
 from trioproxy.proxy.seldom import MOST, Seldom
@@ -30,13 +39,23 @@ LOOK_AGAIN = 60.0
 """Seconds for which the certificate that an untrusted backend shows is taken to be the same."""
 
 
+HINT_AGAIN = 3600.0
+"""Seconds after which something is explained again."""
+
+
 class Pool:
-    """Connections by backend. Deciding is synchronous: `claim` and giving back never wait."""
+    """Connections by backend. Deciding is synchronous: `claim` and giving back never wait.
+
+    Attributes:
+        hints: Whose answers were explained in the log a while ago.
+    """
 
     def __init__(self, dialler: Dialler, reaper: Reaper) -> None:
+        self.hints = Seldom(HINT_AGAIN)
         self._dialler = dialler
         self._reaper = reaper
         self._idle: dict[Backend, deque[H1Upstream]] = {}
+        self._failover: Failover[Backend] = Failover()
         self._trust = Trust()
         self._looks = Seldom(LOOK_AGAIN)
         self._shown: dict[Backend, str] = {}  # fingerprints of backends that are not trusted
@@ -66,6 +85,37 @@ class Pool:
         stream = await self._stream(backend, deadline, H1)
         stream.write_patience = timeouts.idle
         return H1Upstream(stream, backend, self._reaper, self._take_back)
+
+    # ---- of several backends the first that can be reached ---------------------------------------------
+
+    def ready(self, backends: Sequence[Backend]) -> list[Backend]:
+        """Those that have not failed a moment ago, in order."""
+        now = trio.current_time()
+        return [backend for backend in backends if self._failover.ready([backend.for_anyone()], now)]
+
+    def pause(self, backends: Sequence[Backend]) -> float:
+        """Seconds until one of those that have failed is tried again."""
+        return self._failover.pause([backend.for_anyone() for backend in backends], trio.current_time())
+
+    async def attempt(self, backend: Backend, timeouts: Timeouts) -> Upstream | None:
+        """As `connect`, but a backend that fails is set aside, and None is the answer.
+
+        Raises:
+            OutOfDescriptors: which says nothing about the backend.
+        """
+        whom, began = backend.for_anyone(), trio.current_time()
+        self._failover.begin(whom, began, timeouts.connect)
+        try:
+            upstream = await self.connect(backend, timeouts)
+        except OutOfDescriptors:
+            raise
+        except UpstreamError as exc:
+            self._failover.failed(whom, str(exc), began, trio.current_time())
+            return None
+        self._failover.answered(whom)
+        return upstream
+
+    # ---- what comes before HTTP -------------------------------------------------------------------------
 
     async def _stream(self, backend: Backend, deadline: float, alpn: tuple[str, ...]) -> Stream:
         """A connection on which all is done that comes before HTTP."""

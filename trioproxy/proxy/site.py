@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from trioproxy.config.model import Site
-from trioproxy.errors import InvalidName, RequestError
+from trioproxy.errors import InvalidName, RequestError, UpstreamError
 from trioproxy.http.messages import RequestHead
 from trioproxy.names import split_authority
 from trioproxy.proxy.admission import permitted
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
-from trioproxy.proxy.exchange import exchange
+from trioproxy.proxy.exchange import exchange, strict_transport
 from trioproxy.routing import RouteTable
 
 
@@ -24,9 +24,13 @@ async def answer_site(ctx: ProxyContext, visit: Visit, request: RequestHead, cli
     """
     snapshot = ctx.cell.current
     site = _site_for(snapshot.routes, visit, request.authority)
-    if not permitted(ctx, site, visit.peer):  # asked again: a reload may have changed the rule
-        raise RequestError(f"{site.name} is not open to this client", 403)
-    await exchange(ctx, visit, site, request, client)
+    try:
+        if not permitted(ctx, site, visit.peer):  # asked again: a reload may have changed the rule
+            raise RequestError(f"{site.name} is not open to this client", 403)
+        await exchange(ctx, visit, site, request, client)
+    except (RequestError, UpstreamError) as exc:
+        exc.fields = (*exc.fields, *strict_transport(visit, site))
+        raise
 
 
 def requested_name(authority: bytes) -> str | None:
