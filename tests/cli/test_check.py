@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import trustme
@@ -51,6 +54,12 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     return run
 
 
+def cells(done: Result) -> list[list[str]]:
+    """The table's cells by line, without those that are empty."""
+    table = done.stdout.partition("\n\n")[0]
+    return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()]
+
+
 def answer(done: Result) -> dict[str, Any]:
     found = json.loads(done.stdout)
     assert isinstance(found, dict)
@@ -60,32 +69,142 @@ def answer(done: Result) -> dict[str, Any]:
 def test_the_table_of_names(check: Check) -> None:
     done = check(ENTRIES)
     assert done.exit_code == 0
-    table = done.stdout.partition("\n\n")[0]
-    assert [line.rstrip() for line in table.splitlines()] == [
-        "NAME               KIND                      GOES TO                               CERTIFICATE                "
-        "PORT 80",
-        "pbx.myname.com     passthrough               10.1.2.3:443                          the backend's own          "
-        "/.well-known/, /.freepbx-known/ -> 10.1.2.3:80; the rest: redirect to https",
-        "fax.myname.com     passthrough               10.1.2.4:8443                         the backend's own          "
-        "-> [2001:db8::1]:81",
-        "old.myname.com     passthrough               10.1.2.5:443                          the backend's own          "
-        "404",
-        "                                             10.1.2.6:8443",
-        "home.myname.com    site                      / -> http://10.2.3.5:8123             Let's Encrypt, ecdsa-p384  "
-        "redirect to https",
-        "                                             /x/x -> http://10.2.3.7/x/x",
-        "                                             /api/x -> https://[2001:db8::2]/v1/x",
-        "                                             /someservice/x -> http://10.2.3.6/x",
-        "haus.myname.com    alias of home.myname.com  / -> http://10.2.3.5:8123             Let's Encrypt, ecdsa-p384  "
-        "redirect to https",
-        "                                             /x/x -> http://10.2.3.7/x/x",
-        "                                             /api/x -> https://[2001:db8::2]/v1/x",
-        "                                             /someservice/x -> http://10.2.3.6/x",
-        "*.apps.myname.com  site                      /x -> http://10.2.3.8/x               internal CA                "
-        "the same as https",
-        "nas.myname.com     site                      /x -> http://10.2.3.9/x               internal CA                "
-        "404",
+    assert cells(done) == [
+        ["NAME", "KIND", "GOES TO", "CERTIFICATE", "PORT 80", "OPEN TO"],
+        [
+            "pbx.myname.com",
+            "passthrough",
+            "10.1.2.3:443",
+            "the backend's own",
+            "/.well-known/, /.freepbx-known/ -> 10.1.2.3:80; the rest: redirect to https",
+            "everyone",
+        ],
+        ["fax.myname.com", "passthrough", "10.1.2.4:8443", "the backend's own", "-> [2001:db8::1]:81", "everyone"],
+        ["old.myname.com", "passthrough", "10.1.2.5:443, then 10.1.2.6:8443", "the backend's own", "404", "everyone"],
+        [
+            "home.myname.com",
+            "site",
+            "/ -> http://10.2.3.5:8123",
+            "Let's Encrypt, ecdsa-p384",
+            "redirect to https",
+            "everyone",
+        ],
+        ["/x/x -> http://10.2.3.7/x/x"],
+        ["/api/x -> https://[2001:db8::2]/v1/x"],
+        ["/someservice/x -> http://10.2.3.6/x"],
+        [
+            "haus.myname.com",
+            "alias of home.myname.com",
+            "/ -> http://10.2.3.5:8123",
+            "Let's Encrypt, ecdsa-p384",
+            "redirect to https",
+            "everyone",
+        ],
+        ["/x/x -> http://10.2.3.7/x/x"],
+        ["/api/x -> https://[2001:db8::2]/v1/x"],
+        ["/someservice/x -> http://10.2.3.6/x"],
+        ["*.apps.myname.com", "site", "/x -> http://10.2.3.8/x", "internal CA", "the same as https", "everyone"],
+        ["nas.myname.com", "site", "/x -> http://10.2.3.9/x", "internal CA", "404", "everyone"],
     ]
+
+
+TERMS = """
+[timeouts]
+idle = "2m"
+
+[passthrough."pbx.myname.com"]
+to = ["10.1.2.3", "10.1.2.4"]
+client_ip = "proxy-v2"
+allow = ["lan", "192.0.2.0/24", "2001:db8::1"]
+deny = ["192.0.2.66"]
+
+[passthrough."fax.myname.com"]
+to = "192.0.2.3"
+client_ip = "proxy-v1"
+deny = ["lan"]
+
+[sites."cloud.myname.com"]
+"/" = { to = ["http://10.2.3.4", "h2c://10.2.3.5:81", "unix:/run/gone.sock"], proxy_protocol = "v1" }
+"/api/" = { to = ["http://b/v1", "https://c/v1"], verify = false, timeouts = { response = "1.5h", tunnel = "off" } }
+"/pve/" = { to = "https://10.0.0.2", verify = "sha256:FINGERPRINT", server_name = "pve.lan" }
+"/old/" = { redirect = "/new" }
+"/gone/" = { redirect = "https://other.example" }
+"/gone/x/" = "http://d/"
+tls = "internal"
+timeouts = { header = "500ms", tunnel = "90s" }
+hsts = "180d"
+allow = ["lan"]
+""".replace("FINGERPRINT", "ab" * 32)
+
+
+def test_the_table_of_terms(check: Check) -> None:
+    done = check(TERMS)
+    assert done.exit_code == 0, done.stderr
+    pbx, fax, *cloud = cells(done)[1:]
+    assert pbx[2] == "10.1.2.3:443, then 10.1.2.4:443 (PROXY v2)"
+    assert pbx[5] == "lan, 192.0.2.0/24, 2001:db8::1 only, not 192.0.2.66"
+    assert fax[2] == "192.0.2.3:443 (PROXY v1)"
+    assert fax[5] == "everyone but lan"
+    assert cloud[0][4:] == ["redirect to https; HSTS 180d", "lan only"]
+    assert [cloud[0][2], *(row[0] for row in cloud[1:])] == [
+        "/x -> http://10.2.3.4/x, then h2c://10.2.3.5:81/x, then unix:/run/gone.sock (PROXY v1)",
+        "/old/x -> redirect to /new/x",
+        "/pve/x -> https://10.0.0.2/pve/x (by fingerprint abababab…; as pve.lan)",
+        "/api/x -> http://b/v1/x, then https://c/v1/x (not verified; response 90m, tunnel off)",
+        "/gone/ -> redirect to https://other.example",
+        "/gone/x/x -> http://d/x",
+        "timeouts: header 500ms, tunnel 90s",
+    ]
+
+
+def test_the_terms_as_json(check: Check) -> None:
+    pbx, _, cloud = answer(check(TERMS, "--json"))["names"]
+    assert [way["target"] for way in pbx["routes"]] == ["10.1.2.3:443", "10.1.2.4:443"]
+    assert (pbx["client_ip"], pbx["open_to"]) == ("proxy-v2", "lan, 192.0.2.0/24, 2001:db8::1 only, not 192.0.2.66")
+    assert (cloud["hsts"], cloud["timeouts"]) == ("180d", {"header": "500ms", "tunnel": "90s"})
+    usual = {
+        "then": [],
+        "redirect": False,
+        "proxy_protocol": "",
+        "verify": True,
+        "ca_file": "",
+        "server_name": "",
+        "timeouts": {},
+    }
+    routes = {way["request"]: way for way in cloud["routes"]}
+    assert routes["/x"] == {
+        **usual,
+        "request": "/x",
+        "target": "http://10.2.3.4/x",
+        "then": ["h2c://10.2.3.5:81/x", "unix:/run/gone.sock"],
+        "proxy_protocol": "v1",
+    }
+    assert routes["/api/x"] == {
+        **usual,
+        "request": "/api/x",
+        "target": "http://b/v1/x",
+        "then": ["https://c/v1/x"],
+        "verify": False,
+        "timeouts": {"response": "90m", "tunnel": "off"},
+    }
+    assert routes["/pve/x"] == {
+        **usual,
+        "request": "/pve/x",
+        "target": "https://10.0.0.2/pve/x",
+        "verify": "sha256:" + "ab" * 32,
+        "server_name": "pve.lan",
+    }
+    assert routes["/old/x"] == {**usual, "request": "/old/x", "target": "/new/x", "redirect": True}
+
+
+def test_an_authority_of_backends_is_shown_and_looked_at(check: Check) -> None:
+    text = '[sites."a.b"]\n"/" = "https://c"\nca_file = "ca.pem"\ntls = "internal"\n'
+    done = check(text)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[1:] == [
+        'config.toml:3: sites."a.b".ca_file: ca.pem cannot be read: No such file or directory'
+    ]
+    assert "/x -> https://c/x (verified by ca.pem)" in done.stdout
 
 
 def test_warnings_follow_in_words(check: Check) -> None:
@@ -106,11 +225,19 @@ def test_the_same_as_json(check: Check) -> None:
     assert found["names"][0] == {
         "name": "pbx.myname.com",
         "kind": "passthrough",
-        "routes": [{"request": "", "target": "10.1.2.3:443"}],
+        "routes": [ANY],
         "certificate": "the backend's own",
         "http": "/.well-known/, /.freepbx-known/ -> 10.1.2.3:80; the rest: redirect to https",
+        "open_to": "everyone",
+        "client_ip": "none",
+        "hsts": "",
+        "timeouts": {},
     }
-    assert found["names"][3]["routes"][2] == {"request": "/api/x", "target": "https://[2001:db8::2]/v1/x"}
+    assert [found["names"][0]["routes"][0][key] for key in ("request", "target")] == ["", "10.1.2.3:443"]
+    assert [found["names"][3]["routes"][2][key] for key in ("request", "target")] == [
+        "/api/x",
+        "https://[2001:db8::2]/v1/x",
+    ]
 
 
 def test_mistakes_alone_are_told_when_there_are_any(check: Check) -> None:
@@ -172,6 +299,44 @@ def test_storage_that_is_not_writable(
     monkeypatch.setattr("os.access", lambda path, _: path != tmp_path / closed)
     [warning] = storage_warnings(check, store)
     assert f"may not write to {tmp_path / closed}. " in warning
+
+
+# ---- unix sockets -------------------------------------------------------------------------------------
+
+
+def socket_warnings(check: Check, path: Path) -> list[str]:
+    text = f'[sites."a.b"]\n"/" = "unix:{path}"\n"/x/" = {{ to = ["http://b", "unix:{path}"] }}\ntls = "internal"\n'
+    done = check(text, "--json")
+    assert done.exit_code == 0
+    return [warning for warning in answer(done)["warnings"] if str(path) in warning]
+
+
+def test_a_socket_that_can_be_called(check: Check, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        assert socket_warnings(check, tmp_path / "s") == []
+
+
+def test_a_socket_that_is_not_there(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "s", tmp_path / "file" / "s"):
+        [warning] = socket_warnings(check, path)
+        assert warning.endswith(f"{path} is not there: requests get 502 until its program has made it")
+
+
+def test_a_socket_that_is_none(check: Check, tmp_path: Path) -> None:
+    [warning] = socket_warnings(check, tmp_path)
+    assert warning.endswith(f"{tmp_path} is no socket: write the one that its program listens on")
+
+
+def test_a_socket_that_may_not_be_called(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        # Root may call any, so the system's answer is ours.
+        monkeypatch.setattr("os.access", lambda asked, _: asked != str(path))
+        [warning] = socket_warnings(check, path)
+    assert f"{path} may not be called by the user who runs this: " in warning
 
 
 # ---- the user's own certificates ----------------------------------------------------------------------

@@ -30,6 +30,8 @@ def advice(text: str) -> list[str]:
         EMAIL + SITE,
         INTERNAL,
         '[acme]\ndirectory = "https://ca.lan/"\nemail = "me@myname.com"\n[sites]\n"nas.lan" = "http://10.2.3.4"',
+        INTERNAL
+        + 'hsts = "1d"\n"/api/" = { to = ["https://b", "h2c://c", "http://d"] }\n"/old/" = { redirect = "/" }\n',
         '[listen]\nhttp = []\n[timeouts]\ntunnel = "off"\n' + INTERNAL,
         '[listen]\nhttps = ["0.0.0.0:8443"]\n[sites."a.b"]\n"/" = "http://b"\ntls = "internal"\nhttp = "off"',
     ],
@@ -115,6 +117,27 @@ def test_many_names_are_counted_and_not_called() -> None:
         (
             '[timeouts]\nheader = "off"\n' + INTERNAL,
             "timeouts.header is off: clients that connect and say nothing are kept until they go. Set a limit",
+        ),
+        (
+            INTERNAL + 'timeouts = { header = "off" }\naliases = ["b.myname.com"]\n',
+            "a.myname.com: timeouts.header is off: clients that connect and say nothing are kept until they go. Set a "
+            "limit",
+        ),
+        (
+            INTERNAL + 'hsts = "180d"\nhttp = "serve"\n',
+            'a.myname.com: http = "serve", and yet hsts: browsers that have been there over https will not come to '
+            "port 80 any more. Leave out one of them",
+        ),
+        (
+            INTERNAL + 'hsts = "23h"\naliases = ["b.myname.com"]\n',
+            "a.myname.com: hsts is less than a day, so browsers forget it before most people come back. That is good "
+            'for trying it out or for taking it back; when all works, write "180d"',
+        ),
+        (
+            INTERNAL + '"/pve/" = { to = ["http://b", "https://c"], verify = false }\n',
+            "a.myname.com/pve/: with verify = false nobody knows who answers there: whoever gets in the backend's "
+            "place reads every request, passwords and cookies too. Name the one certificate that is good, verify = "
+            '"sha256:…", or its authority as ca_file',
         ),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,46 +19,16 @@ from trioproxy.certs.contexts import read_files
 from trioproxy.certs.preflight import check_files, unusable_storage
 from trioproxy.cli import transparent
 from trioproxy.cli.common import CONFIG_WRONG, config_path, json_option, print_mistakes, read_config
+from trioproxy.cli.rows import TITLES, Row, rows
 from trioproxy.config.advice import warnings
-from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, CertificateFiles, Config, Passthrough, Route, Site
+from trioproxy.config.model import CATCH_ALL, CertificateFiles, Config
 from trioproxy.errors import CertificateError, ConfigError
-from trioproxy.routing import Choice, choose
 
 EXPIRES_SOON = timedelta(days=14)
 """How long before its end a certificate of the user's own is worth a warning."""
 
 MAX_WIDTH = 10_000
 """Columns of a table that no person reads; names and URLs have their own limits below it."""
-
-
-@attrs.frozen
-class Way:
-    """Where a request or connection goes: `/someservice/x` to `http://10.2.3.6/x`; a passthrough's request is ""."""
-
-    request: str
-    target: str
-
-    def __str__(self) -> str:
-        return f"{self.request} -> {self.target}" if self.request else self.target
-
-
-@attrs.frozen
-class Row:
-    """One name and what happens to it.
-
-    Attributes:
-        name: As clients send it, normalised.
-        kind: "site", "passthrough", or "alias of" another site.
-        routes: Where it leads.
-        certificate: Where its certificate comes from.
-        http: What port 80 does.
-    """
-
-    name: str
-    kind: str
-    routes: tuple[Way, ...]
-    certificate: str
-    http: str
 
 
 @click.command("check")
@@ -82,6 +54,7 @@ def command(context: click.Context, as_json: bool) -> None:
             *warnings(config),
             *_certificate_warnings(config, datetime.now(UTC)),
             *_storage(config),
+            *_sockets(config),
             *_transparency(config),
         ]
     if as_json:
@@ -89,47 +62,6 @@ def command(context: click.Context, as_json: bool) -> None:
     else:
         _print(error, table, advice)
     context.exit(CONFIG_WRONG if error else 0)
-
-
-def rows(config: Config) -> list[Row]:
-    """One row for each name, in the file's order."""
-    return [*map(_passthrough_row, config.passthrough.values()), *(_site_row(config, s) for s in config.sites.values())]
-
-
-def _passthrough_row(entry: Passthrough) -> Row:
-    http = {
-        "challenges": f"/.well-known/, /.freepbx-known/ -> {entry.http_to}; the rest: redirect to https",
-        "all": f"-> {entry.http_to}",
-        "off": "404",
-    }[entry.http]
-    ways = tuple(Way("", str(address)) for address in entry.to)
-    return Row(entry.name, "passthrough", ways, "the backend's own", http)
-
-
-def _site_row(config: Config, site: Site) -> Row:
-    http = {"redirect": "redirect to https", "serve": "the same as https", "off": "404"}[site.http]
-    kind = f"alias of {site.alias_of}" if site.alias_of else "site"
-    routes = tuple(_way(site, route) for route in reversed(site.routes))
-    return Row(site.name, kind, routes, _certificate(config, site), http)
-
-
-def _way(site: Site, route: Route) -> Way:
-    """Where an example below the route goes, as the proxy itself would decide."""
-    request = route.prefix.rstrip("/") + "/x"
-    choice = choose(site, request.encode())
-    # A longer route may be called just like the example.
-    if not isinstance(choice, Choice) or choice.route is not route:
-        return Way(route.prefix, str(route.to[0]))
-    return Way(request, str(attrs.evolve(route.to[0], path=choice.target.decode())))
-
-
-def _certificate(config: Config, site: Site) -> str:
-    if isinstance(site.tls, CertificateFiles):
-        return f"{site.tls.certificate}"
-    if site.tls == "internal":
-        return "internal CA"
-    directory = {LETSENCRYPT: "Let's Encrypt", ZEROSSL: "ZeroSSL"}.get(config.acme.directory, config.acme.directory)
-    return f"{directory}, {site.key_type}"
 
 
 def _certificate_warnings(config: Config, now: datetime) -> Iterator[str]:
@@ -159,6 +91,38 @@ def _storage(config: Config) -> Iterator[str]:
         )
 
 
+def _sockets(config: Config) -> Iterator[str]:
+    """What keeps unix sockets from being called, by the user who asks; each is named once, whatever leads to it."""
+    names: dict[str, str] = {}
+    for site in config.sites.values():
+        for route in site.routes:
+            for to in route.to:
+                if to.scheme == "unix":
+                    names.setdefault(to.host, f"{site.name}{route.prefix}")
+    for path, name in names.items():
+        if problem := _unusable_socket(path):
+            yield f"{name}: {path} {problem}"
+
+
+def _unusable_socket(path: str) -> str:
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "is not there: requests get 502 until its program has made it"
+    except OSError as exc:
+        return (
+            f"cannot be looked at: {exc.strerror}. Ask as the user that trioproxy runs as, or open its folder to that"
+        )
+    if not stat.S_ISSOCK(mode):
+        return "is no socket: write the one that its program listens on"
+    if not os.access(path, os.W_OK):
+        return (
+            "may not be called by the user who runs this: ask as the user that trioproxy runs as, or let that one "
+            "write to the socket"
+        )
+    return ""
+
+
 def _transparency(config: Config) -> list[str]:
     """What keeps transparent names from working on this machine."""
     plan = transparent.plan(config)
@@ -179,12 +143,11 @@ def _print(error: ConfigError | None, table: list[Row], advice: list[str]) -> No
 
 def _print_table(rows: list[Row]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("NAME", "KIND", "GOES TO", "CERTIFICATE", "PORT 80"):
+    for title in TITLES:
         table.add_column(title, overflow="fold")
     for row in rows:
-        ways = "\n".join(map(str, row.routes))
         # As Text, because a name or path may look like rich's markup or one of its emoji.
-        table.add_row(*(Text(cell) for cell in (row.name, row.kind, ways, row.certificate, row.http)))
+        table.add_row(*map(Text, row.cells()))
     console = Console()
     if not console.is_terminal:  # what a program reads is not folded
         console.width = console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable, Iterator
 
 from trioproxy.config.loops import leads_back
-from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, Config, HostPort, Listen
+from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, Config, HostPort, Listen, Site
 
 # RFC 6761, 6762, 7686, 8375, 9476 and the root zone's reservation of .internal: no public CA issues for these.
 PRIVATE = ("localhost", "local", "test", "invalid", "example", "internal", "home.arpa", "alt", "onion", "lan", "home")
+
+DAY = 86_400.0
 
 NAMED = 3
 """Names that one warning calls by name; the rest it counts."""
@@ -23,6 +25,8 @@ def warnings(config: Config) -> list[str]:
         *_ports(config),
         *_believed(config.listen),
         *_timeouts(config),
+        *_https_alone(config),
+        *_unverified(config),
     ]
 
 
@@ -102,6 +106,43 @@ def _timeouts(config: Config) -> Iterator[str]:
     for key in ("hello", "header"):
         if getattr(config.timeouts, key) == math.inf:
             yield f"timeouts.{key} is off: clients that connect and say nothing are kept until they go. Set a limit"
+
+    sites = [site.name for site in _sites(config) if site.timeouts.header == math.inf != config.timeouts.header]
+    if sites:
+        yield (
+            f"{_names(sites)}: timeouts.header is off: clients that connect and say nothing are kept until they go. "
+            "Set a limit"
+        )
+
+
+def _https_alone(config: Config) -> Iterator[str]:
+    served = [site.name for site in _sites(config) if site.hsts and site.http == "serve"]
+    if served:
+        yield (
+            f'{_names(served)}: http = "serve", and yet hsts: browsers that have been there over https will not come '
+            "to port 80 any more. Leave out one of them"
+        )
+    short = [site.name for site in _sites(config) if 0 < site.hsts < DAY]
+    if short:
+        yield (
+            f"{_names(short)}: hsts is less than a day, so browsers forget it before most people come back. That is "
+            'good for trying it out or for taking it back; when all works, write "180d"'
+        )
+
+
+def _unverified(config: Config) -> Iterator[str]:
+    routes = [f"{site.name}{route.prefix}" for site in _sites(config) for route in site.routes if not route.tls.verify]
+    if routes:
+        yield (
+            f"{_names(routes)}: with verify = false nobody knows who answers there: whoever gets in the backend's "
+            "place reads every request, passwords and cookies too. Name the one certificate that is good, verify = "
+            '"sha256:…", or its authority as ca_file'
+        )
+
+
+def _sites(config: Config) -> list[Site]:
+    """Without aliases, of which all has been said with their sites."""
+    return [site for site in config.sites.values() if not site.alias_of]
 
 
 def _names(names: Iterable[str]) -> str:
