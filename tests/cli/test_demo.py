@@ -17,7 +17,8 @@ def test_without_port_80_and_for_wildcards_it_shows_only_what_can_be_tried(tmp_p
 https = ["{address}:{https}"]
 http = []
 [sites]
-"cloud.localhost" = {{ "/" = "http://{address}:{of_site}", tls = "internal" }}
+"cloud.localhost" = {{ "/" = "http://{address}:{of_site}", "/old/" = {{ redirect = "/" }}, tls = "internal" }}
+"home.localhost" = {{ "/" = {{ to = ["http://{address}:{of_site}", "unix:/run/gone.sock"] }}, tls = "internal" }}
 [passthrough."*"]
 to = "{address}:{of_star}"
 http_to = "{address}:{of_star_http}"
@@ -37,5 +38,8 @@ http_to = "{address}:{of_star_http}"
             demo.kill()
     assert [line for line in said if line.startswith(("curl", "https://"))] == [
         f"curl -k https://cloud.localhost:{https}/",
+        f"curl -k https://home.localhost:{https}/",
         f"https://cloud.localhost:{https}/",
+        f"https://home.localhost:{https}/",
     ]
+    assert "home.localhost/: there is no stand-in for unix:/run/gone.sock, so that one itself is called." in said

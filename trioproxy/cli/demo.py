@@ -17,7 +17,7 @@ from trioproxy.certs.contexts import server_context
 from trioproxy.certs.internal_ca import InternalCA
 from trioproxy.certs.store import Store
 from trioproxy.cli.common import load_config
-from trioproxy.config.model import Config, HostPort, Limits
+from trioproxy.config.model import Config, HostPort, Limits, Route, Target
 from trioproxy.errors import ListenError, RequestError
 from trioproxy.http.h1 import RequestReader, encode_response_head
 from trioproxy.http.messages import End, RequestHead
@@ -46,6 +46,10 @@ async def _demo(config: Config) -> None:
             await nursery.start(_stand_in, name, address, tls)
         server = Server(config, lambda: config)
         await nursery.start(_until_stopped, server, nursery.cancel_scope)
+        for name, route, to in _targets(config):
+            if not _can_stand_in(route, to):
+                with_header = f" with PROXY {route.proxy_protocol}" if route.proxy_protocol else ""
+                click.echo(f"{name}: there is no stand-in for {to}{with_header}, so that one itself is called.")
         click.echo(_what_to_try(config))
 
 
@@ -57,15 +61,32 @@ async def _until_stopped(  # noqa: ASYNC128 - the server tells when it has start
 
 
 def _backends(config: Config) -> Iterator[tuple[str, HostPort, ssl.SSLContext | None]]:
-    """Every backend on this machine that the configuration names: what it calls itself, where, and its TLS."""
+    """Every backend that there is a stand-in for: what it calls itself, where, and its TLS."""
     for entry in config.passthrough.values():
         # Its own authority, which trioproxy knows nothing of, as a PBX that looks after its certificate itself has.
         own_ca = InternalCA(Store(config.storage / f"backend-{entry.to[0].port}"))
         yield entry.name, entry.to[0], server_context(own_ca.issue(entry.name))
         yield f"{entry.name} (port 80)", entry.http_to, None
+    named: dict[HostPort, str] = {}
+    for name, route, to in _targets(config):
+        if _can_stand_in(route, to):
+            named.setdefault(HostPort(to.host, to.port), name)
+    for address, name in named.items():
+        yield name, address, None
+
+
+def _targets(config: Config) -> Iterator[tuple[str, Route, Target]]:
     for site in config.sites.values():
+        if site.alias_of:
+            continue
         for route in site.routes:
-            yield f"{site.name}{route.prefix}", HostPort(route.to[0].host, route.to[0].port), None
+            for to in route.to:
+                yield f"{site.name}{route.prefix}", route, to
+
+
+def _can_stand_in(route: Route, to: Target) -> bool:
+    """The stand-ins of sites speak HTTP/1.1 over TCP, and nothing before it."""
+    return to.scheme == "http" and not route.proxy_protocol
 
 
 async def _stand_in(
