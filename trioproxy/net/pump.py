@@ -289,7 +289,7 @@ class Pump:
             moved, again = direction.move(self._buffer, self.pipes)
             if direction.ended and not direction.other.ended:
                 direction.sink.shutdown(socket.SHUT_WR)
-            if not direction.awaited and direction.stuck():
+            if not direction.awaited and (direction.pending or direction.pipe is not None) and direction.stuck():
                 self._wait_for_sink(direction)
         except Exception as exc:  # whatever it is, it ends this relay alone, and is raised in its own task
             relay.error = exc

@@ -26,6 +26,7 @@ if it does not, it speaks to the server that the first one chose.
 from __future__ import annotations
 
 import struct
+from typing import NoReturn
 
 import attrs
 
@@ -200,28 +201,51 @@ def _parse(message: bytes, size: int) -> ClientHello:
         return ClientHello(None, (), size, encrypted_client_hello=False)
     if end - at < 2 or end - at - 2 != message[at] << 8 | message[at + 1]:
         raise MalformedHello("extensions of another length than what is left for them")
-    at += 2
+    places = _extensions(message, at + 2)
+    name, alpn = places.get(_SERVER_NAME), places.get(_ALPN)
+    return ClientHello(
+        None if name is None else _server_name(_content(message, name)),
+        () if alpn is None else _protocols(_content(message, alpn)),
+        size,
+        _ENCRYPTED_CLIENT_HELLO in places,
+    )
+
+
+def _extensions(message: bytes, at: int) -> dict[int, int]:
+    """Where each extension begins, of those from `at` to the end of the message."""
+    places: dict[int, int] = {}
+    count = 0
+    first, end = at, len(message)
+    try:
+        while at < end:
+            kind, length = _EXTENSION.unpack_from(message, at)
+            places[kind] = at
+            at += 4 + length
+            count += 1
+    except struct.error:
+        raise MalformedHello("an extension without room for its length") from None
+    if at != end:
+        raise MalformedHello("an extension that reaches beyond the others")
+    if count != len(places):
+        _refuse_double(message, first)
+    return places
+
+
+def _content(message: bytes, at: int) -> bytes:
+    """The content of the extension that begins at `at`."""
+    _, length = _EXTENSION.unpack_from(message, at)
+    return message[at + _EXTENSION.size : at + _EXTENSION.size + length]
+
+
+def _refuse_double(message: bytes, at: int) -> NoReturn:
+    """Name the first extension that comes twice, of those from `at` on; there is one."""
     seen: set[int] = set()
-    server_name: str | None = None
-    alpn: tuple[bytes, ...] = ()
-    while at < end:
-        if end - at < _EXTENSION.size:
-            raise MalformedHello("an extension without room for its length")
-        kind, length = _EXTENSION.unpack_from(message, at)
-        start = at + _EXTENSION.size
-        at = start + length
-        if at > end:
-            raise MalformedHello("an extension that reaches beyond the others")
-        if kind in seen:
-            if kind == _SERVER_NAME:
-                raise BadServerName("two server_name extensions")
-            raise MalformedHello(f"extension {kind} comes twice", Alert.ILLEGAL_PARAMETER)
+    while (kind := _EXTENSION.unpack_from(message, at)[0]) not in seen:
         seen.add(kind)
-        if kind == _SERVER_NAME:
-            server_name = _server_name(message[start:at])
-        elif kind == _ALPN:
-            alpn = _protocols(message[start:at])
-    return ClientHello(server_name, alpn, size, _ENCRYPTED_CLIENT_HELLO in seen)
+        at += _EXTENSION.size + len(_content(message, at))
+    if kind == _SERVER_NAME:
+        raise BadServerName("two server_name extensions")
+    raise MalformedHello(f"extension {kind} comes twice", Alert.ILLEGAL_PARAMETER)
 
 
 def _server_name(content: bytes) -> str:
