@@ -27,6 +27,7 @@ from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config, HostPort, Listen
 from trioproxy.control import control_socket, serve_control
 from trioproxy.errors import ConfigError, ListenError
+from trioproxy.http.alpn import spoken
 from trioproxy.net.dial import Dialler
 from trioproxy.net.http_client import HttpClient
 from trioproxy.net.limits import raise_descriptor_limit
@@ -91,7 +92,10 @@ class Server:
     def __init__(self, config: Config, load: Callable[[], Config]) -> None:
         self._load = load
         self._store = Store(config.storage)
-        self._source = ContextSource(self._store, InternalCA(self._store))
+        protocols, lacking = spoken()
+        if lacking:
+            log.warning("sites speak HTTP/1.1 only, for HTTP/2 needs ngh2, and that does not load: %s", lacking)
+        self._source = ContextSource(self._store, InternalCA(self._store), protocols)
         self._cell = Cell(self._snapshot(config))
         self._board = ChallengeBoard()
         self._reaper = Reaper()

@@ -47,15 +47,15 @@ def server_context(name: str) -> ssl.SSLContext:
     """A site's TLS context, made once for all tests."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority().issue_cert(name).configure_cert(context)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["h2", "http/1.1"])
     return context
 
 
-def client_context() -> ssl.SSLContext:
-    """Trusts `authority()`, and offers HTTP/1.1."""
+def client_context(*protocols: str) -> ssl.SSLContext:
+    """Trusts `authority()`, and offers these protocols."""
     context = ssl.create_default_context()
     authority().configure_trust(context)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(protocols)
     return context
 
 
@@ -99,7 +99,9 @@ def make_config(
     """A configuration of these entries; as from a file, routes without timeouts of their own have the general ones."""
     general = timeouts or Timeouts()
     entries = tuple(
-        attrs.evolve(e, routes=tuple(_with_timeouts(route, general) for route in e.routes)) if isinstance(e, Site) else e
+        attrs.evolve(e, routes=tuple(_with_timeouts(route, general) for route in e.routes))
+        if isinstance(e, Site)
+        else e
         for e in entries
     )
     return Config(
@@ -216,12 +218,14 @@ class Stage:
         """A connection to port 443 on which nothing was said yet."""
         return await self._connect(self.https, source)
 
-    async def tls(self, name: str, source: str = LOOPBACK, first: bytes = b"") -> trio.SSLStream[trio.SocketStream]:
-        """A connection to the site `name`, after `first` was sent, and after the handshake."""
+    async def tls(
+        self, name: str, source: str = LOOPBACK, first: bytes = b"", protocol: str = "http/1.1"
+    ) -> trio.SSLStream[trio.SocketStream]:
+        """A connection to the site `name`: after `first` was sent, and a handshake that offers `protocol`."""
         transport = await self.raw(source)
         if first:
             await transport.send_all(first)
-        stream = trio.SSLStream(transport, client_context(), server_hostname=name, https_compatible=True)
+        stream = trio.SSLStream(transport, client_context(protocol), server_hostname=name, https_compatible=True)
         await stream.do_handshake()
         return stream
 

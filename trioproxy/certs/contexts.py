@@ -20,10 +20,9 @@ from trioproxy.certs.internal_ca import InternalCA
 from trioproxy.certs.store import Store
 from trioproxy.config.model import CertificateFiles, Config, Site
 from trioproxy.errors import CertificateError, StoreError
+from trioproxy.http.alpn import HTTP11
 
 log = logging.getLogger("trioproxy.certs")
-
-HTTP11 = ("http/1.1",)
 
 # With TLS 1.2 only what has forward secrecy and no padding to attack; TLS 1.3 has no others.
 _TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"

@@ -23,8 +23,8 @@ Flow control is the caller's. Towards us: each piece of `Body` counts against it
 
 The end. `goaway` refuses new streams and lets those finish that there are; a server's `shutdown` does so after a
 warning; `terminate` is at once. `Over` comes when nothing is left to do, or when the connection is broken; `outgoing`
-may then have a last word. `second` is to be called once a second (see `h2_vigil`), and `unfinished` tells whether the
-peer is in the middle of a frame or head, for a deadline.
+may then have a last word. `second` is to be called once a second (see `h2_vigil`), and `unfinished` names
+what the peer has begun and not finished, for a deadline.
 """
 
 from __future__ import annotations

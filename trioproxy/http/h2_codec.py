@@ -138,8 +138,8 @@ class Codec:
         return told
 
     @property
-    def unfinished(self) -> bool:
-        """Whether the peer has stopped inside of its preface, of a frame or of a block of header fields."""
+    def unfinished(self) -> int:
+        """What the peer has begun and not finished, beside bodies: see `Vigil.unfinished`."""
         return self._vigil.unfinished
 
     def second(self) -> None:

@@ -31,6 +31,7 @@ BODY_SENT = 512
 """Bytes sent that earn 1: the peer acknowledges them by WINDOW_UPDATE, some for each frame on two levels."""
 
 PREFACE = 24  # RFC 9113 section 3.4
+_PREFACE_ITSELF = -1
 
 _DATA, _HEADERS, _PUSH_PROMISE, _CONTINUATION = 0, 1, 5, 9
 _END_STREAM, _END_HEADERS, _PADDED = 1, 4, 8
@@ -49,18 +50,26 @@ class Vigil:
         left: What is left of the budget; below 0 the peer must be told to calm down.
     """
 
-    __slots__ = ("_in_block", "_partial", "_skip", "left")
+    __slots__ = ("_in_block", "_kind", "_partial", "_skip", "_units", "left")
 
     def __init__(self, preface: int = 0) -> None:
         self.left = BUDGET
+        self._units = 1  # that have begun: frames, a head with its continuations as one, the preface
+        self._kind = _PREFACE_ITSELF
         self._skip = preface  # bytes that still come before the next frame's head
         self._partial = b""  # the beginning of a frame's head
         self._in_block = False
 
     @property
-    def unfinished(self) -> bool:
-        """Whether what has come ends inside the preface, a frame or a block of header fields."""
-        return self._skip > 0 or self._partial != b"" or self._in_block
+    def unfinished(self) -> int:
+        """0 if what has come ends with a whole frame or inside of a body; else a number that names what is missing.
+
+        That is the rest of the preface, of a block of header fields, or of another frame. Two answers that are alike
+        are about the same one.
+        """
+        if self._in_block or self._partial or (self._skip and self._kind != _DATA):
+            return self._units
+        return 0
 
     def look(self, data: bytes) -> None:
         """Follow what has come, and charge for it."""
@@ -71,6 +80,9 @@ class Vigil:
         while position + 9 <= end:
             length = data[position] << 16 | data[position + 1] << 8 | data[position + 2]
             kind, flags = data[position + 3], data[position + 4]
+            self._kind = kind
+            if not self._in_block:
+                self._units += 1
             if kind == _DATA:
                 if flags & _PADDED or not (length or flags & _END_STREAM):
                     self.left -= _PRICE_OF_EMPTY

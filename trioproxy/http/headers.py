@@ -145,28 +145,7 @@ def response_headers(
     Raises:
         UpstreamProtocolError: a 101 that changes to another protocol than the client asked for.
     """
-    named: set[bytes] = set()
-    received = b""
-    length_sent = b""
-    dated = False
-    kept: Headers = []
-    for field in head.headers:
-        name = field[0]
-        if name in _NOT_FROM_BACKENDS:
-            if name == b"connection":
-                named.update(options([field[1]]))
-            elif name == b"via":
-                received += field[1] + b", "
-            elif name == b"content-length":
-                length_sent = field[1]
-        else:
-            dated = dated or name == b"date"
-            kept.append(field)
-    if not named <= _USUAL_OPTIONS:
-        kept = [field for field in kept if field[0] not in named]
-        dated = b"date" not in named and dated
-    kept.append((b"via", received + _via(head, pseudonym)))
-
+    kept, length_sent, dated = _passed_on(head, pseudonym)
     status = head.status
     if status < 200:
         if status == 101:
@@ -191,6 +170,57 @@ def response_headers(
     elif request.http_version == (1, 0):
         kept.append((b"connection", b"keep-alive"))
     return kept, framing
+
+
+def response_headers_h2(
+    head: ResponseHead, request: RequestHead, *, pseudonym: bytes, date: bytes
+) -> tuple[Headers, bool]:
+    """The fields of a response to an HTTP/2 client, and whether the message ends with them.
+
+    Args:
+        head: The backend's response, or a head below 200.
+        request: The client's request.
+        pseudonym: Our name in Via.
+        date: For Date, when the backend sent none.
+    """
+    kept, length_sent, dated = _passed_on(head, pseudonym)
+    status = head.status
+    if status < 200:
+        return kept, False
+    if not dated:
+        kept.append((b"date", date))
+    bodiless = request.method == b"HEAD" or status in (204, 304)
+    if not bodiless and head.body_length is not None:
+        length_sent = b"%d" % head.body_length
+    if length_sent and status != 204:
+        kept.append((b"content-length", length_sent))
+    return kept, bodiless or head.body_length == 0
+
+
+def _passed_on(head: ResponseHead, pseudonym: bytes) -> tuple[Headers, bytes, bool]:
+    """The fields that go on, with our Via; the Content-Length that came; and whether there is a Date."""
+    named: set[bytes] = set()
+    received = b""
+    length_sent = b""
+    dated = False
+    kept: Headers = []
+    for field in head.headers:
+        name = field[0]
+        if name in _NOT_FROM_BACKENDS:
+            if name == b"connection":
+                named.update(options([field[1]]))
+            elif name == b"via":
+                received += field[1] + b", "
+            elif name == b"content-length":
+                length_sent = field[1]
+        else:
+            dated = dated or name == b"date"
+            kept.append(field)
+    if not named <= _USUAL_OPTIONS:
+        kept = [field for field in kept if field[0] not in named]
+        dated = b"date" not in named and dated
+    kept.append((b"via", received + _via(head, pseudonym)))
+    return kept, length_sent, dated
 
 
 def clean_trailers(trailers: Iterable[Header]) -> list[Header]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable
 
 from trioproxy.errors import UpstreamProtocolError
@@ -50,3 +52,20 @@ def accepted_upgrade(headers: Headers, token: bytes | None) -> bytes:
     if token is None or options(values) != [token]:
         raise UpstreamProtocolError("101 for a protocol that was not asked for")
     return values[0]
+
+
+# ---- WebSocket over HTTP/2 ----------------------------------------------------------------------------
+#
+# RFC 8441 has no key and no answer to it: what the backend's HTTP/1.1 wants of them is between it and us.
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
+
+
+def websocket_key(randomness: bytes) -> bytes:
+    """The value of Sec-WebSocket-Key, of 16 random bytes."""
+    return base64.b64encode(randomness)
+
+
+def websocket_accept(key: bytes) -> bytes:
+    """What a server answers to a key (RFC 6455 section 4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())

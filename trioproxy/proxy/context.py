@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 import attrs
 
@@ -16,7 +17,7 @@ from trioproxy.http.headers import Arrival, http_date
 from trioproxy.http.messages import RequestHead
 from trioproxy.net.dial import Dialler
 from trioproxy.net.lan import Lan
-from trioproxy.net.limits import Admission, Shedder
+from trioproxy.net.limits import Admission, Idle, Shedder
 from trioproxy.net.listen import Peer
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper, Stream
@@ -32,17 +33,26 @@ TUNNEL_SPARED = 10.0
 """The same for a tunnel, whose end its users do notice."""
 
 
+class Several(Idle, Protocol):
+    """A connection that carries several requests at once, and ends when it has been told and they are through."""
+
+    def drain(self) -> None:
+        """Take no further requests."""
+
+
 class Drain:
     """Tells connections that the server is stopping: the idle ones at once, the busy ones when they look.
 
     Attributes:
         begun: Whether it is stopping.
         idle: Those that wait for a next request.
+        several: All that carry several at once (HTTP/2), idle or not: they are told, and know themselves when to end.
     """
 
     def __init__(self) -> None:
         self.begun = False
         self.idle: set[Stream] = set()
+        self.several: set[Several] = set()
 
     def waiting(self, stream: Stream) -> None:
         """`stream` begins to wait for a next request, and may be interrupted without loss."""
@@ -57,6 +67,8 @@ class Drain:
         self.begun = True
         for stream in self.idle:
             stream.interrupt()
+        for connection in self.several:
+            connection.drain()
 
 
 class Dates:
@@ -115,6 +127,7 @@ class ProxyContext:
         return Admission(
             Shedder(
                 (lambda: self.drain.idle, REQUESTS_APART),
+                (lambda: self.drain.several, REQUESTS_APART),
                 (lambda: self.tunnels, TUNNEL_SPARED),
                 (self.pump.relays, TUNNEL_SPARED),
                 spare=self.pool.close_idle,

@@ -16,6 +16,7 @@ from trioproxy.http.messages import End, Event, Header, Headers, RequestHead, Re
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
+from trioproxy.proxy.failure import report, told
 from trioproxy.proxy.tunnel import tunnel
 from trioproxy.proxy.upstream import Upstream
 
@@ -66,16 +67,11 @@ async def _answer(ctx: ProxyContext, visit: Visit, request: RequestHead, client:
     try:
         await answer(ctx, visit, request, client)
     except (RequestError, UpstreamError, ResponseAborted) as exc:
-        level = logging.INFO if isinstance(exc, RequestError) else logging.WARNING
-        log.log(level, "%s: %s: %s", visit.client(request), _described(request), exc)
+        report(visit, request, exc)
         if client.started or isinstance(exc, ResponseAborted):
             client.broken = True
         else:
             client.fail(exc)
-
-
-def _described(request: RequestHead) -> str:
-    return (request.method + b" " + request.authority + request.target).decode("latin-1")
 
 
 async def _next_request(
@@ -245,10 +241,7 @@ class H1Client:
         """Answer with the error's status and a small page."""
         self._stream.resume()  # a deadline of the request's must not stand against its answer
         self._stream.deadline = math.inf
-        text = (
-            str(error) if isinstance(error, RequestError) else "The server behind this name does not answer properly."
-        )
-        headers, page = error_page(error.status, text)
+        headers, page = error_page(error.status, told(error))
         headers += error.fields
         if self._request is None:  # its head was not understood, so neither is what follows it
             headers.append((b"connection", b"close"))

@@ -15,7 +15,7 @@ from trioproxy.proxy.site import answer_site
 
 
 async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, *, by_default: bool) -> None:
-    """Do the handshake with the context of `site`, then serve HTTP/1.1, the one protocol that its context offers.
+    """Do the handshake with the context of `site`, then serve what ALPN chose of that which its context offers.
 
     Raises:
         StreamError: the handshake failed, or the client was lost.
@@ -26,4 +26,9 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
     stream.deadline = math.inf
     listen = snapshot.config.listen
     visit = Visit(peer, arrival(listen, peer, "https", listen.public_https_port), site, by_default)
-    await serve_h1(ctx, stream, visit, answer_site)
+    if stream.alpn() == "h2":
+        from trioproxy.proxy.serve_h2 import serve_h2  # offered only where ngh2 is there
+
+        await serve_h2(ctx, stream, visit, answer_site)
+    else:
+        await serve_h1(ctx, stream, visit, answer_site)

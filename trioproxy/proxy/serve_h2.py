@@ -1,0 +1,264 @@
+"""An HTTP/2 client connection: many requests at once, each in a task of its own, and one task that writes.
+
+How it works. This task reads, hands what has come to the codec and starts a task for each request. The requests' tasks
+never touch the socket: what they say is queued in the codec, and the writer, which they ring, sends what all of them
+have said since it slept, at most `SEND_AT_ONCE` at a time. The reader waits for nobody but the client, so no stream can
+hold up another; a stream that is not read fills its own window and stops.
+
+A request's task has no cancel scope. A stream that its client gives up is marked as lost, which wakes the task if it
+waits for the client, and which the backend's side looks at once a second. Until the task has ended its slot counts as
+taken, though HTTP/2 calls the stream closed: a client that resets as fast as it asks waits for its own backend.
+
+Time is looked at once a second, by the reaper, for the connection and all its streams.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from trioproxy.config.model import Site
+from trioproxy.errors import (
+    ConnectionLost,
+    RequestError,
+    ResponseAborted,
+    StreamError,
+    StreamInterrupted,
+    UpstreamError,
+)
+from trioproxy.http.h2 import MAX_STREAMS, Body, Closed, Code, Ended, Event, Over, Refused, Request, ServerCodec
+from trioproxy.http.messages import RequestHead
+from trioproxy.net.sock import Stream
+from trioproxy.proxy.bell import Bell
+from trioproxy.proxy.client import Client
+from trioproxy.proxy.context import ProxyContext, Visit
+from trioproxy.proxy.failure import report
+from trioproxy.proxy.h2_client import H2Client, as_websocket
+
+log = logging.getLogger("trioproxy.http")
+
+SEND_AT_ONCE = 64 * 1024
+"""Bytes in one call to send: four TLS records."""
+
+GRACE = 1.0
+"""Seconds for which a connection that is to end still takes requests that are on their way, if its client does not
+answer the PING that would tell."""
+
+Answer = Callable[[ProxyContext, Visit, RequestHead, Client], Awaitable[None]]
+"""As for `serve_h1`."""
+
+
+async def serve_h2(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answer) -> None:
+    """Serve requests on `stream` with `answer`, as they come.
+
+    Returns when the connection is done; the caller closes it. Raises StreamError when the client was lost.
+    """
+    connection = _Connection(ctx, stream, visit, answer)
+    ctx.reaper.watched.add(connection)
+    ctx.drain.several.add(connection)
+    try:
+        await connection.run()
+    finally:
+        ctx.drain.several.discard(connection)
+        ctx.reaper.watched.discard(connection)
+
+
+class _Connection:
+    """The reader, the writer, and what the streams share (`h2_client.Shared`)."""
+
+    def __init__(self, ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answer) -> None:
+        config = ctx.cell.current.config
+        self.codec = ServerCodec(config.limits)
+        self.ctx = ctx
+        self.timeouts = config.timeouts
+        self.stuck: set[H2Client] = set()
+        self._stream = stream
+        self._visit = visit
+        self._answer = answer
+        self._snapshot = ctx.cell.current  # whose routes still had this connection's entry
+        self._clients: dict[int, H2Client] = {}  # by stream, until that is closed
+        self._fresh: list[H2Client] = []  # of the present batch of events
+        self._working = 0  # requests whose tasks have not ended
+        self._bell = Bell()
+        self._idle_since: float | None = trio.current_time()
+        self._unfinished = 0
+        self._unfinished_since = 0.0
+        self._goaway_at = math.inf
+        self._failure: StreamError | None = None
+        self.local = stream.local
+        self.ring = self._bell.ring
+        stream.write_patience = config.timeouts.idle
+
+    async def run(self) -> None:
+        """Serve until one side has had enough."""
+        if self.ctx.drain.begun:
+            self.drain()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write)
+            await self._read(nursery)
+            nursery.cancel_scope.cancel()  # whatever is still asked for is asked by nobody
+        if self._failure is not None:
+            raise self._failure
+        self._stream.send_eof()
+        await self._stream.drain()
+
+    # ---- reading ------------------------------------------------------------------------------------
+
+    async def _read(self, nursery: trio.Nursery) -> None:
+        codec, stream = self.codec, self._stream
+        try:
+            while data := await stream.receive_some():
+                codec.receive(data)
+                for event in codec.events():
+                    self._heed(event)
+                for client in self._fresh:
+                    if not client.lost:  # reset in the same breath, and never asked
+                        self._working += 1
+                        nursery.start_soon(self._serve, client)
+                self._fresh.clear()
+                self.ring()
+        except StreamInterrupted:  # by our writer, when all was said
+            pass
+        except StreamError as exc:
+            self._failure = self._failure or exc
+
+    def _heed(self, event: Event) -> None:
+        if isinstance(event, Request):
+            self._begin(event)
+        elif isinstance(event, Body):
+            if (client := self._clients.get(event.stream)) is not None:
+                client.feed(event.data)
+        elif isinstance(event, Ended):
+            if (client := self._clients.get(event.stream)) is not None:
+                client.feed_end(event.end)
+        elif isinstance(event, Closed):
+            client = self._clients.pop(event.stream, None)
+            if client is not None and not client.finished:
+                client.lose(ConnectionLost("the client gave the request up"))
+            if not self._clients:
+                self._idle_since = trio.current_time()
+        elif isinstance(event, Refused):
+            self._refuse(event.stream, RequestHead(event.method, b"", b"", []), event.error)
+        elif isinstance(event, Over) and event.code:
+            log.info(
+                "%s: HTTP/2 ended: %s%s", self._visit.peer, _named(event.code), event.reason and f": {event.reason}"
+            )
+
+    def _begin(self, event: Request) -> None:
+        if self._working + len(self._fresh) >= MAX_STREAMS:
+            self.codec.reset(event.stream, Code.REFUSED_STREAM)
+            return
+        request = event.head
+        if request.upgrade is not None:
+            try:
+                request = as_websocket(request)
+            except RequestError as exc:
+                self._refuse(event.stream, request, exc)
+                return
+        client = self._clients[event.stream] = H2Client(self, event.stream, request, ended=event.ended)
+        self._idle_since = None
+        self._fresh.append(client)
+
+    def _refuse(self, stream: int, request: RequestHead, error: RequestError) -> None:
+        """Answer without a task: nothing is asked of anybody."""
+        log.info("%s: refused: %s", self._visit.peer, error)
+        H2Client(self, stream, request, ended=True).fail(error)
+        self.codec.leave(stream)
+
+    async def _serve(self, client: H2Client) -> None:
+        try:
+            await self._answer(self.ctx, self._visit, client.request, client)
+        except (RequestError, UpstreamError, ResponseAborted) as exc:
+            report(self._visit, client.request, exc)
+            if client.started or isinstance(exc, ResponseAborted):
+                client.give_up(Code.INTERNAL_ERROR, ConnectionLost(str(exc)))
+            else:
+                client.fail(exc)
+        except StreamError as exc:
+            log.debug("%s: %s", self._visit.peer, exc)
+            client.give_up(Code.CANCEL, exc)
+        except Exception:
+            log.exception("%s: a bug in trioproxy ended this request", self._visit.peer)
+            client.give_up(Code.INTERNAL_ERROR, ConnectionLost("a bug"))
+        finally:
+            self._working -= 1
+            if not client.complete:
+                self.codec.leave(client.stream)
+                self.ring()
+
+    # ---- writing ------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        codec, stream = self.codec, self._stream
+        try:
+            while True:
+                while data := codec.outgoing(SEND_AT_ONCE):
+                    self._heed_all()
+                    await stream.send_all(data)
+                    for client in [*self.stuck]:
+                        client.sent()
+                self._heed_all()
+                if codec.over:
+                    break
+                await self._bell.wait()
+        except StreamInterrupted:
+            pass
+        except StreamError as exc:
+            self._failure = self._failure or exc
+        stream.interrupt()  # the reader has nothing to wait for
+
+    def _heed_all(self) -> None:
+        for event in self.codec.events():
+            self._heed(event)
+
+    # ---- the end ------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Take no more requests than are on their way, and end with the last one that runs."""
+        if not self.codec.closing:
+            self.codec.shutdown()
+            self._goaway_at = trio.current_time() + GRACE
+            self.ring()
+
+    @property
+    def idle_since(self) -> float | None:
+        """The Trio time since when no stream is open; None while one is, or when it ends already."""
+        return None if self.codec.closing else self._idle_since
+
+    def overdue(self, now: float) -> bool:
+        """See `Mortal`; looked at once a second, so this is also where all is seen to that time brings about."""
+        self.codec.second()
+        for client in [*self._clients.values()]:
+            client.look(now)
+        if self.ctx.cell.current is not self._snapshot:
+            self._snapshot = self.ctx.cell.current
+            entry = self._visit.entry
+            if entry is None or not isinstance(self._snapshot.routes.entries.get(entry.name), Site):
+                self.drain()
+        if now >= self._goaway_at:
+            self._goaway_at = math.inf
+            self.codec.goaway()
+            self.ring()
+        unfinished = self.codec.unfinished
+        if unfinished != self._unfinished:
+            self._unfinished, self._unfinished_since = unfinished, now
+        late = unfinished and now - self._unfinished_since > self.timeouts.header
+        return late or (self._idle_since is not None and now - self._idle_since > self.timeouts.idle)
+
+    def interrupt(self, error: StreamError) -> None:
+        """See `Mortal`: say goodbye, and end."""
+        log.debug("%s: HTTP/2 connection ended: %s", self._visit.peer, error)
+        if self.codec.closing:
+            self._stream.interrupt()  # said before, and to no effect
+        self.codec.terminate(Code.NO_ERROR)
+        self.ring()
+
+
+def _named(code: int) -> str:
+    try:
+        return Code(code).name
+    except ValueError:
+        return f"error {code}"
