@@ -142,6 +142,7 @@ def test_redirects_that_arrive(text: str) -> None:
             2,
         ),
         ('[sites."a.b"]\n"/a/" = { redirect = "/a" }', 2),
+        ('[sites."a.b"]\n"/" = { redirect = "/new" }\n"/x" = "http://b"', 2),
     ],
 )
 def test_redirects_that_never_arrive(text: str, line: int) -> None:

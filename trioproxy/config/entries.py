@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from trioproxy.config.keys import PASSTHROUGH, SITE, access
+from trioproxy.config.keys import PASSTHROUGH, SITE, TIMEOUTS, access
 from trioproxy.config.lines import Place, dotted_key, header
 from trioproxy.config.loops import LOOP, endless_redirects, leads_back
 from trioproxy.config.model import HostPort, KeyType, Listen, Passthrough, Site, Timeouts
@@ -86,6 +86,8 @@ class Entries:
         key = str(place[-1])
         if key in known or key.startswith("/"):
             return False
+        if isinstance(value, dict) and value.keys() & TIMEOUTS.keys():
+            return False  # `timeouts`, misspelt: no host has a domain `connect`
         return "." in key or isinstance(value, dict) or self._reading.lines.dotted(place)
 
     def _misplaced(self, place: Place, key: str, value: object, known: Keys) -> None:
