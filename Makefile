@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: run test lint format bench autobahn clean tools suites
+.PHONY: run test lint format bench autobahn bulk clean tools suites
 
 run: .venv/.run  ## the scene on loopback, with stand-in backends; Ctrl-C ends it
 	@.venv/bin/trioproxy demo
@@ -28,6 +28,9 @@ bench: .venv/.bench  ## beside nginx, HAProxy and Caddy, some fifteen minutes; A
 
 autobahn: .venv/.test  ## Autobahn's WebSocket cases, without the proxy and through it; ARGS='1.* 7.*' chooses
 	$(PY) -m tests.autobahn $(ARGS)
+
+bulk: .venv/.test  ## five gigabytes up and down through a site, and the memory meanwhile; ARGS=20 for more
+	$(PY) -m tests.bulk $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .work build dist
