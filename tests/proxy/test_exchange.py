@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.net.sockets import until
+from tests.proxy.h2_backend import secured
 from tests.proxy.stage import (
     HELLO,
     Caller,
@@ -19,7 +20,6 @@ from tests.proxy.stage import (
     backend,
     make_config,
     read_until,
-    server_context,
     site,
     stage,
 )
@@ -241,13 +241,8 @@ async def test_no_route_is_404_and_a_prefix_without_its_slash_is_redirected() ->
 
 
 async def test_an_https_backend_must_prove_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def secured(stream: trio.SocketStream, recording: Recording) -> None:
-        inner = trio.SSLStream(stream, server_context("localhost"), server_side=True)
-        await read_until(inner, recording, b"\r\n\r\n")
-        await inner.send_all(HELLO)
-
     authority().cert_pem.write_to_path(tmp_path / "ca.pem")
-    async with backend(secured) as (port, seen):
+    async with backend(secured(answering(HELLO), "http/1.1")) as (port, seen):
         config = make_config(site(NAME, port, routes=(Route("/", Target("https", "localhost", port)),)))
         async with stage(config) as proxy:
             assert (await Caller(await proxy.tls(NAME)).ask("GET", "/", NAME)).status == 502

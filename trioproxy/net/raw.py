@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import Any
 
 Socket = socket.SocketType
 """A socket without what `socket.socket` puts around it (families as enums, counts of the files made from it), which
 costs microseconds at each birth and death. A `socket.socket` is one too, and `ssl` takes either."""
+
+
+PROBES = (
+    (socket.TCP_KEEPIDLE, 20),  # seconds of silence before the first,
+    (socket.TCP_KEEPINTVL, 5),  # between two,
+    (socket.TCP_KEEPCNT, 3),  # and how many may stay without an answer
+    (socket.TCP_USER_TIMEOUT, 35_000),  # milliseconds for which what was sent may stay unacknowledged
+)
 
 
 def accept(listener: socket.socket, family: int) -> tuple[Socket, Any]:
@@ -24,3 +33,11 @@ def accept(listener: socket.socket, family: int) -> tuple[Socket, Any]:
     sock = Socket(family, socket.SOCK_STREAM, 0, descriptor)
     sock.setblocking(False)
     return sock, address
+
+
+def keep_alive(sock: Socket) -> None:
+    """Let the kernel ask a peer that is silent, or takes nothing, whether it is still there. Never fails."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in PROBES:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

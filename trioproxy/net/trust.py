@@ -19,9 +19,6 @@ from trioproxy.config.model import UpstreamTLS
 from trioproxy.errors import ConnectionLost, Untrusted, UpstreamUnreachable
 from trioproxy.net.sock import Stream
 
-H1 = ("http/1.1",)
-H2_OR_H1 = ("h2", "http/1.1")
-
 
 def client_context() -> ssl.SSLContext:
     """A context that trusts what the system trusts, and takes no cut-off stream for a whole one.

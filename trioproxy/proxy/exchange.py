@@ -67,7 +67,8 @@ async def exchange(ctx: ProxyContext, visit: Visit, site: Site, request: Request
         await _ask_first(ctx, [Backend.of(target, route, header) for target in route.to], asking, route.timeouts)
         return
     backend = Backend.of(route.to[0], route, header)
-    upstream = ctx.pool.claim(backend) or await ctx.pool.connect(backend, route.timeouts)
+    upgrade = request.upgrade
+    upstream = ctx.pool.claim(backend, upgrade) or await ctx.pool.connect(backend, route.timeouts, upgrade)
     try:
         await asking.by(upstream)
     except Unanswered as exc:
@@ -75,13 +76,14 @@ async def exchange(ctx: ProxyContext, visit: Visit, site: Site, request: Request
             raise
     else:
         return
-    await asking.by(await ctx.pool.connect(backend, route.timeouts))
+    await asking.by(await ctx.pool.connect(backend, route.timeouts, upgrade))
 
 
 async def _ask_first(ctx: ProxyContext, backends: Sequence[Backend], asking: _Asking, timeouts: Timeouts) -> None:
     """Ask the first of several that can be reached. The next one gets only what the one before it was never sent."""
+    upgrade = asking.upgrade
     for backend in ctx.pool.ready(backends):
-        upstream = ctx.pool.claim(backend) or await ctx.pool.attempt(backend, timeouts)
+        upstream = ctx.pool.claim(backend, upgrade) or await ctx.pool.attempt(backend, timeouts, upgrade)
         if upstream is None:
             continue
         try:
@@ -91,7 +93,7 @@ async def _ask_first(ctx: ProxyContext, backends: Sequence[Backend], asking: _As
                 raise
         else:
             return
-        upstream = await ctx.pool.attempt(backend, timeouts)
+        upstream = await ctx.pool.attempt(backend, timeouts, upgrade)
         if upstream is not None:
             await asking.by(upstream)
             return
@@ -136,6 +138,11 @@ class _Asking:
         self._body = _arrived(client)
         self._uploaded = bool(self._body) and isinstance(self._body[-1], End)  # or will be with what is sent first
         self._answered = False  # whether the final response has begun
+
+    @property
+    def upgrade(self) -> bytes | None:
+        """The protocol to change to."""
+        return self._request.upgrade
 
     def may_ask_again(self, failure: Unanswered) -> bool:
         """Whether all of the request is still here, and nobody does twice what was asked once."""
