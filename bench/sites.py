@@ -165,8 +165,8 @@ def idle_tls(bench: SiteBench) -> Iterator[Sample]:
     with bench.load.backend() as backend:
         for number, count, name in itertools.product(range(bench.settings.rounds), possible, bench.proxies):
             with bench.started(name, backend) as proxy:
-                # What is only loaded or made at first use; and what many handshakes at once leave behind.
-                with bench.load.prepared("hold", proxy.port, NAME, CONNECTIONS, PATIENCE) as end:
+                # What is only loaded or made at first use.
+                with bench.load.prepared("hold", proxy.port, NAME, 1, PATIENCE) as end:
                     end()
                 time.sleep(SETTLE)
                 before = proxy.child.resident_kb()
