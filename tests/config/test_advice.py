@@ -78,8 +78,8 @@ def test_many_names_are_counted_and_not_called() -> None:
         ),
         (
             '[acme]\nemail = "me@myname.com"\ndirectory = "zerossl"\n' + SITE,
-            "ZeroSSL wants every account bound to a customer of its own (EAB), which trioproxy cannot do: it will "
-            'issue nothing, so use directory = "letsencrypt"',
+            "ZeroSSL opens accounts only for its customers, so it will issue nothing: write the key id and the "
+            "HMAC key that it shows on its page for developers as eab = { key_id = …, hmac_key = … }",
         ),
         (
             EMAIL

@@ -66,7 +66,9 @@ two = 2
         (("a", "b", "c"), 25),
         (("a", "b", "c", "d", "e"), 25),
         (("many",), 26),
-        (("many", "two"), 29),
+        (("many", 0, "one"), 27),
+        (("many", 1), 28),
+        (("many", 1, "two"), 29),
         # What is not there is where the nearest thing around it is.
         (("listen", "https", 7), 5),
         (("listen", "key"), 4),

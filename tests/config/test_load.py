@@ -74,6 +74,7 @@ def test_the_scene_in_seven_lines_and_every_default() -> None:
             directory="https://acme-v02.api.letsencrypt.org/directory",
             ca_file=None,
             key_type="ecdsa-p256",
+            staging="https://acme-staging-v02.api.letsencrypt.org/directory",
         ),
         passthrough={
             "pbx.myname.com": Passthrough(

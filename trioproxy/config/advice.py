@@ -59,11 +59,12 @@ def _certificates(config: Config) -> Iterator[str]:
         return
     if not config.acme.email:
         yield "[acme] has no email: the CA could not tell you about trouble with your certificates. Write one"
-    if config.acme.directory == ZEROSSL:
-        yield (
-            "ZeroSSL wants every account bound to a customer of its own (EAB), which trioproxy cannot do: it will "
-            'issue nothing, so use directory = "letsencrypt"'
-        )
+    for authority in (config.acme, *config.acme.fallback):
+        if authority.directory == ZEROSSL and authority.eab is None:
+            yield (
+                "ZeroSSL opens accounts only for its customers, so it will issue nothing: write the key id and the "
+                "HMAC key that it shows on its page for developers as eab = { key_id = …, hmac_key = … }"
+            )
     private = [site.name for site in sites if _is_private(site.name)]
     if private and config.acme.directory in (LETSENCRYPT, ZEROSSL):
         yield f'{_names(private)}: no public CA issues certificates for such names: set tls = "internal"'

@@ -56,6 +56,7 @@ class Lines:
         self._written: dict[Place, int] = {}  # how many dots the key had that a value or table was last written by
         self._tokens = _tokens(text)
         self._token = _END
+        self._tables: dict[Place, int] = {}  # how many tables there are so far of each `[[list.of.them]]`
         self.twice: list[tuple[Place, int]] = []
         """Keys that are written a second time, each with the line where that happens."""
         self._advance()
@@ -117,11 +118,14 @@ class Lines:
             if self._token is _END:
                 return
             if self._take("["):
-                repeated = self._take("[")
+                repeated, line = self._take("["), self._token.line
                 table = self._key((), again=repeated)
                 self._need("]")
                 if repeated:
                     self._need("]")
+                    index = self._tables[table] = self._tables.get(table, -1) + 1
+                    table = (*table, index)
+                    self._lines[table] = line
             else:
                 place = self._key(table)
                 self._need("=")
@@ -134,12 +138,21 @@ class Lines:
         while self._take("."):
             parts.append(_part(self._advance()))
         for end in range(1, len(parts)):
-            self._lines.setdefault((*table, *parts[:end]), line)
-        place = (*table, *parts)
+            self._lines.setdefault(self._below(table, parts[:end]), line)
+        place = self._below(table, parts)
         if place in self._written and not again:
             self.twice.append((place, line))
         self._lines.setdefault(place, line)
         self._written.setdefault(place, len(parts) - 1)
+        return place
+
+    def _below(self, table: Place, parts: list[str]) -> Place:
+        """The place `parts` below `table`; of a list of tables on the way, its last one is meant."""
+        place = table
+        for number, part in enumerate(parts):
+            place = (*place, part)
+            if place in self._tables and number < len(parts) - 1:
+                place = (*place, self._tables[place])
         return place
 
     def _value(self, place: Place) -> None:

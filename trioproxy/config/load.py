@@ -11,14 +11,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from trioproxy.config import syntax
+from trioproxy.config import authority, syntax
 from trioproxy.config.entries import Entries
-from trioproxy.config.keys import KEY_TYPES, TIMEOUTS
-from trioproxy.config.model import Acme, Config, HostPort, Limits, Listen, Timeouts
+from trioproxy.config.keys import TIMEOUTS
+from trioproxy.config.model import Config, HostPort, Limits, Listen, Timeouts
 from trioproxy.config.reading import Key, Keys, Reading
 from trioproxy.config.values import (
-    directory,
-    email,
     entry_name,
     file_path,
     integer,
@@ -40,12 +38,7 @@ SECTIONS: dict[str, Keys] = {
         "proxy_protocol_from": Key(network, many=True),
         "trusted_proxies": Key(network, many=True),
     },
-    "acme": {
-        "email": Key(email, empty=True),
-        "directory": Key(directory),
-        "ca_file": Key(file_path, empty=True),
-        "key_type": Key(one_of(*KEY_TYPES)),
-    },
+    "acme": authority.ACME,
     "timeouts": TIMEOUTS,
     "limits": {
         "header_size": Key(size(1024, 1024**2)),
@@ -60,7 +53,10 @@ SECTIONS: dict[str, Keys] = {
 
 ENTRIES = ("passthrough", "sites")
 
-BELONGS = {key: section for section, keys in reversed(SECTIONS.items()) for key in keys}
+BELONGS = {
+    **{key: section for section, keys in reversed(SECTIONS.items()) for key in keys},
+    **dict.fromkeys(authority.EAB, "acme.eab"),
+}
 """The section of a key that was found in a wrong one."""
 
 
@@ -115,7 +111,7 @@ def _config(reading: Reading, document: dict[str, object], path: Path, environ: 
 
     listen = Listen(**found["listen"], https_written="https" in found["listen"], http_written="http" in found["listen"])
     _check_listen(reading, listen)
-    acme = Acme(**found["acme"])
+    acme = authority.read(reading, found["acme"], document.get("acme"))
     timeouts = Timeouts(**found["timeouts"])
     entries = Entries(reading, listen, timeouts, acme.key_type)
     entries.read_passthrough(document.get("passthrough", {}))

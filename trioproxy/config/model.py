@@ -18,9 +18,15 @@ CATCH_ALL = "*"
 """The entry for every name that is configured nowhere."""
 
 LETSENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
+LETSENCRYPT_STAGING = "https://acme-staging-v02.api.letsencrypt.org/directory"
 ZEROSSL = "https://acme.zerossl.com/v2/DV90"
 
 KeyType = Literal["ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-4096"]
+
+ChallengeType = Literal["http-01", "tls-alpn-01"]
+"""How we can show a CA that a name is ours: by an answer on port 80, or one in TLS on port 443 (RFC 8737)."""
+
+CHALLENGES: tuple[ChallengeType, ...] = ("http-01", "tls-alpn-01")
 
 ClientIP = Literal["none", "proxy-v1", "proxy-v2", "transparent"]
 """How the backend of a passthrough name learns the client's address."""
@@ -63,13 +69,73 @@ class Listen:
 
 
 @attrs.frozen
+class Eab:
+    """What binds an ACME account to a customer that the CA knows already (RFC 8555 section 7.3.4).
+
+    Attributes:
+        key_id: The CA's name for the customer.
+        hmac_key: The secret shared with it.
+    """
+
+    key_id: str
+    hmac_key: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen
 class Acme:
-    """`[acme]`: the certificate authority to ask. `directory` is a URL, `ca_file` an extra trust anchor."""
+    """`[acme]`, or one of its fallbacks: a certificate authority to ask, and on what terms.
+
+    Attributes:
+        directory: The URL of its ACME directory.
+        ca_file: A trust anchor for its own TLS, beside the system's.
+        key_type: Of new certificates' keys, where a site has no other.
+        staging: The URL of the directory where rehearsals go, "" for none.
+        staging_ca_file: The same as `ca_file` for that.
+        profile: Which of the CA's profiles to ask for, "" for its default.
+        challenges: How to prove a name, in the order in which to try; at least one.
+        preferred_chain: The common name of the root whose chain is wanted, "" for the CA's default.
+        eab: What the account is to be bound with, where the CA wants that.
+        on_renew: A program and its arguments, to be run when a certificate has been replaced.
+        fallback: Further authorities, asked in this order when those before could not issue. They have none themselves.
+    """
 
     email: str = ""
     directory: str = LETSENCRYPT
     ca_file: Path | None = None
     key_type: KeyType = "ecdsa-p256"
+    staging: str = ""
+    staging_ca_file: Path | None = None
+    profile: str = ""
+    challenges: tuple[ChallengeType, ...] = CHALLENGES
+    preferred_chain: str = ""
+    eab: Eab | None = None
+    on_renew: tuple[str, ...] = ()
+    fallback: tuple[Acme, ...] = ()
+
+    @property
+    def account(self) -> AccountId:
+        """Which account at which CA these settings mean."""
+        return AccountId(self.directory, self.eab.key_id if self.eab else "")
+
+    @property
+    def rehearsal(self) -> Acme | None:
+        """The same at `staging`, where nothing counts; None where there is no such place.
+
+        The account there is another one, bound to nothing: what staging servers want is rarely what the real ones do.
+        """
+        if not self.staging:
+            return None
+        return attrs.evolve(
+            self, directory=self.staging, ca_file=self.staging_ca_file, staging="", staging_ca_file=None, eab=None
+        )
+
+
+@attrs.frozen
+class AccountId:
+    """Which account: that at a CA's directory (URL), or one there for each customer (EAB key id) of the CA."""
+
+    directory: str
+    eab_key_id: str = ""
 
 
 @attrs.frozen

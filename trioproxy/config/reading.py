@@ -23,7 +23,7 @@ class Key:
         many: The value is a list, and `read` reads one item.
         lone: One item may stand there without its list.
         empty: `""` means the same as leaving the key out.
-        inner: The value is a table of these keys, and `read` is not asked.
+        inner: The value is a table of these keys, or with `many` a list of such tables, and `read` is not asked.
     """
 
     read: Reader
@@ -89,12 +89,19 @@ class Reading:
             if key is None:
                 self.unknown((*place, name), keys)
             elif key.inner is not None:
-                found[name] = self.table((*place, name), item, key.inner)
+                found[name] = (self.tables if key.many else self.table)((*place, name), item, key.inner)
             elif not (key.empty and item == ""):
                 read = self.values if key.many else self.value
                 alone = key.lone and not isinstance(item, list)
                 found[name] = read((*place, name), key.read, [item] if alone else item)
         return {name: item for name, item in found.items() if item is not None}
+
+    def tables(self, place: Place, value: object, keys: Keys) -> tuple[dict[str, Any], ...]:
+        """The good values of each table of a list."""
+        if isinstance(value, dict) or not isinstance(value, list):
+            self.wrong(place, f"write a list of tables: [{header(place)}] before each")
+            return ()
+        return tuple(self.table((*place, index), item, keys) for index, item in enumerate(value))
 
     def unknown(self, place: Place, known: Iterable[str], more: str = "") -> None:
         """Note a key that nothing is known of; `more` says what it might be."""

@@ -328,10 +328,15 @@ def directory(value: object) -> str:
     word = text(value)
     if word in CAS:
         return CAS[word]
+    words = " or ".join(map(quoted, CAS))
+    return directory_url(word, f"write {words}, or the URL of another one{near(word, CAS)}")
+
+
+def directory_url(word: str, remedy: str) -> str:
+    """The URL of an ACME directory; `remedy` is what to write instead of what is no URL."""
     url = URL.fullmatch(word)
     if not url:
-        words = " or ".join(map(quoted, CAS))
-        raise Wrong(f"{quoted(word)} is no directory: write {words}, or the URL of another one{near(word, CAS)}")
+        raise Wrong(f"{quoted(word)} is no directory: {remedy}")
     if "@" in url[2] or url[5] is not None:
         raise Wrong("the URL of a directory holds neither a user name nor a #: leave them out")
     host, port = split_port(url[2])
