@@ -69,7 +69,8 @@ class SiteLoad:
             raise BenchError("h2load is not here: sudo apt-get install nghttp2-client")
         said = subprocess.run(
             ["h2load", f"--clients={connections}", f"--max-concurrent-streams={streams}",
-             f"--duration={seconds * 1e3:.0f}ms", "--npn-list=h2", f"--tls13-ciphers={SUITE}", f"--connect-to=127.0.0.1:{port}", f"https://{name}/"],
+             f"--duration={seconds * 1e3:.0f}ms", "--npn-list=h2", f"--tls13-ciphers={SUITE}",
+             f"--connect-to=127.0.0.1:{port}", f"https://{name}/"],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=seconds + SLACK,
         )  # fmt: skip
         out = said.stdout + said.stderr
