@@ -21,6 +21,10 @@ LOOK_AGAIN = 60.0
 """Seconds for which the certificate that an untrusted backend shows is taken to be the same."""
 
 
+LOOK_FOR = 2.0
+"""Seconds that looking at it may take: the request that failed waits for as long."""
+
+
 class Reach:
     """Makes connections to backends, on the terms that they come with."""
 
@@ -86,7 +90,7 @@ class Reach:
             self._shown.pop(whom, None)
             if len(self._shown) >= MOST:
                 self._shown.clear()
-            with contextlib.suppress(UpstreamError, StreamError):
+            with contextlib.suppress(UpstreamError, StreamError), trio.move_on_after(LOOK_FOR):
                 self._shown[whom] = await self._fingerprint(backend)
         advice = "best let its route's ca_file name the certificate of the authority that issued it"
         if whom in self._shown:

@@ -26,7 +26,18 @@ class H1Upstream:
         idle_since: The Trio time at which it was given back last.
     """
 
-    __slots__ = ("_asker", "_chunked", "_reader", "_reaper", "_release", "_stream", "backend", "idle_since", "reused")
+    __slots__ = (
+        "_asker",
+        "_chunked",
+        "_interrupted",
+        "_reader",
+        "_reaper",
+        "_release",
+        "_stream",
+        "backend",
+        "idle_since",
+        "reused",
+    )
 
     def __init__(
         self, stream: Stream, backend: Backend, reaper: Reaper, release: Callable[[H1Upstream], object]
@@ -40,6 +51,7 @@ class H1Upstream:
         self._release = release
         self._asker: Asker | None = None  # while a request is under way
         self._chunked = False
+        self._interrupted = False
         reaper.watched.add(self)
 
     # ---- one exchange: see `Upstream` --------------------------------------------------------------------
@@ -107,7 +119,7 @@ class H1Upstream:
     def done(self, *, keep: bool) -> None:
         """See `Upstream.done`."""
         self._asker = None
-        if keep and self._reader.reusable:
+        if keep and self._reader.reusable and not self._interrupted:
             self.reused = True
             self._release(self)
         else:
@@ -132,6 +144,7 @@ class H1Upstream:
 
     def interrupt(self, error: StreamError) -> None:  # noqa: ARG002
         """See `Mortal`."""
+        self._interrupted = True  # which the stream does not forget, so that the next one would be told of it
         self._stream.interrupt(ClientLeft("the client left before the response was through"))
 
 

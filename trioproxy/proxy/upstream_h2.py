@@ -125,7 +125,10 @@ class H2Upstream:
         self._later = self._number > 1
         self._asker = asker
         self._sent_end = bodiless
-        if not bodiless:
+        if len(body) == 2 and isinstance(body[0], bytes) and body[1] == End():
+            self._sent_end = True
+            codec.body(self._number, body[0], end=True)  # in one frame, as most calls of gRPC are
+        elif not bodiless:
             for piece in body:
                 self._queue(piece)
         connection.ring()

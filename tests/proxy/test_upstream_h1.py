@@ -1,0 +1,79 @@
+"""A connection of HTTP/1.1 to a backend, between one exchange and the next."""
+
+from __future__ import annotations
+
+from tests.net.sockets import until
+from tests.proxy.stage import HELLO, LOOPBACK, answering, backend, make_config, site, stage
+from trioproxy.config.model import Timeouts
+from trioproxy.errors import StreamTimeout
+from trioproxy.http.messages import End, RequestHead
+from trioproxy.proxy.pool import IDLE_PER_BACKEND, Pool
+from trioproxy.proxy.upstream import Backend, Upstream
+from trioproxy.proxy.upstream_h1 import H1Upstream
+
+REQUEST = RequestHead(b"GET", b"/", b"cloud.test", [])
+
+
+class Patient:
+    """A client that does not leave."""
+
+    def left(self) -> bool:
+        return False
+
+
+async def _exchange(upstream: Upstream) -> None:
+    await upstream.ask(REQUEST, b"/", [(b"host", b"cloud.test")], (End(),), Patient())
+    while not isinstance(event := upstream.next(), End):
+        if event is None:
+            await upstream.receive()
+
+
+async def _fresh(pool: Pool, port: int) -> tuple[Backend, Upstream]:
+    whom = Backend("http", LOOPBACK, port, None, b"")
+    return whom, await pool.connect(whom, Timeouts())
+
+
+async def test_it_is_given_back_once_and_claimed_again() -> None:
+    async with backend(answering(HELLO)) as (port, _), stage(make_config(site("cloud.test", port))) as proxy:
+        pool = proxy.ctx.pool
+        whom, upstream = await _fresh(pool, port)
+        await _exchange(upstream)
+        assert pool.claim(whom) is None
+        upstream.done(keep=True)
+        assert pool.claim(whom) is upstream
+        assert pool.claim(whom) is None
+        upstream.done(keep=False)
+
+
+async def test_one_that_was_interrupted_carries_nothing_more() -> None:
+    """The client left in the very moment in which the response was through: the next client must not hear of it."""
+    async with backend(answering(HELLO)) as (port, seen), stage(make_config(site("cloud.test", port))) as proxy:
+        pool = proxy.ctx.pool
+        whom, upstream = await _fresh(pool, port)
+        await _exchange(upstream)
+        assert isinstance(upstream, H1Upstream)
+        upstream.interrupt(StreamTimeout(""))
+        upstream.done(keep=True)
+        assert pool.claim(whom) is None
+        await until(lambda: seen.ended)
+
+
+async def test_one_on_which_something_came_unasked_is_not_claimed() -> None:
+    async with backend(answering(HELLO + HELLO)) as (port, _), stage(make_config(site("cloud.test", port))) as proxy:
+        pool = proxy.ctx.pool
+        whom, upstream = await _fresh(pool, port)
+        await _exchange(upstream)
+        upstream.done(keep=True)
+        await until(lambda: pool.claim(whom) is None)
+
+
+async def test_no_more_idle_ones_are_kept_than_a_backend_may_have() -> None:
+    async with backend(answering(HELLO)) as (port, seen), stage(make_config(site("cloud.test", port))) as proxy:
+        pool = proxy.ctx.pool
+        upstreams = [(await _fresh(pool, port))[1] for _ in range(IDLE_PER_BACKEND + 1)]
+        for upstream in upstreams:
+            await _exchange(upstream)
+        for upstream in upstreams:
+            upstream.done(keep=True)
+        await until(lambda: seen.ended == 1)
+        assert pool.close_idle() == IDLE_PER_BACKEND
