@@ -151,3 +151,12 @@ def test_nothing_shows_the_secret() -> None:
     assert config.acme.eab is not None
     assert config.acme.eab.hmac_key == b"TopSecret"
     assert "Secret" not in f"{config!r} {config}"
+
+
+def test_a_command_may_be_one_text_and_is_split_as_a_shell_would() -> None:
+    assert configuration("[acme]\non_renew = \"'/opt/my hook' --name x\"").acme.on_renew == (
+        "/opt/my hook",
+        "--name",
+        "x",
+    )
+    assert configuration('[acme]\non_renew = ""').acme.on_renew == ()

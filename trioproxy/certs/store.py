@@ -9,6 +9,8 @@
     locks/NAME.lock                         who works on a name (flock)
     internal/ca.pem                         key and certificate of the internal CA
     internal/ca.crt                         its certificate alone, to be imported into browsers
+    pem/NAME                                a link to the folder with key and chain for others (certs/handing_out.py)
+    on_renew/NAME.json                      for which certificate `on_renew` has been run, and how that ended
 
 Folders are 0700 and files 0600. NAME is the host name with `_wildcard` for `*`; host names hold no underscore, slash
 or doubled dot, so no two come out as one file, and none leads out of its folder. Each name has files of its own: what
@@ -159,7 +161,7 @@ class Store:
         Raises:
             StoreError: the lock file cannot be made.
         """
-        return files.locked(self._folder(LOCKS) / f"{stem_of(name)}.lock", self._owner())
+        return files.locked(self.folder(LOCKS) / f"{stem_of(name)}.lock", self.owner())
 
     def journal(self, name: str) -> OrderJournal:
         """Where the order of `name` that is under way is written down."""
@@ -219,7 +221,7 @@ class Store:
 
     def internal_lock(self) -> AbstractContextManager[None]:
         """Keeps two processes from making an internal CA at the same time."""
-        return files.locked_briefly(self._folder(LOCKS) / "_internal.lock", self._owner())
+        return files.locked_briefly(self.folder(LOCKS) / "_internal.lock", self.owner())
 
     def sweep(self) -> None:
         """Remove what interrupted writers left behind. Never fails."""
@@ -228,18 +230,19 @@ class Store:
 
     # ---- inside -------------------------------------------------------------------------------------
 
-    def _owner(self) -> tuple[int, int] | None:
-        """Whose files these are, where root writes into another user's store."""
+    def owner(self) -> tuple[int, int] | None:
+        """User and group whose files these are, where root writes into another user's store. Raises StoreError."""
         if os.geteuid() != 0:
             return None
         with files.explained(self.path, "be read"):
             status = self.path.stat()
         return (status.st_uid, status.st_gid) if (status.st_uid, status.st_gid) != (0, os.getegid()) else None
 
-    def _folder(self, name: str) -> Path:
+    def folder(self, name: str) -> Path:
+        """The folder `name` of the store, 0700, made if it is not there. Raises StoreError."""
         with files.explained(self.path, "be made"):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.make_folder(self.path / name, self._owner())
+        files.make_folder(self.path / name, self.owner())
         return self.path / name
 
     def _write(self, path: Path, data: bytes, bundle: Bundle | None = None) -> None:
@@ -253,8 +256,8 @@ class Store:
             except ssl.SSLError as exc:
                 raise CertificateError(f"TLS does not take the certificate: {exc.reason or exc}") from exc
 
-        self._folder(path.parent.name)
-        files.replace(path, data, self._owner(), None if bundle is None else check)
+        self.folder(path.parent.name)
+        files.replace(path, data, self.owner(), None if bundle is None else check)
 
     def read_json(self, path: Path, build: Callable[[Mapping[str, Any]], T]) -> T | None:
         """What `build` makes of a JSON file; None if there is none, or none that makes sense. Raises StoreError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,12 +40,25 @@ def staging(value: object) -> str:
     return directory_url(word, 'write "letsencrypt" for the staging of Let\'s Encrypt, or the URL of a directory')
 
 
-def program(value: object) -> str:
-    """A program or one of its arguments."""
-    word = text(value)
-    if not word:
+SHELL_OPERATORS = frozenset({"&&", "||", "|", ";", "&", ">", ">>", "<", "2>&1"})
+
+
+def command(value: object) -> tuple[str, ...]:
+    """A program and its arguments: a list of words, or one text that is split as a shell would split it."""
+    if isinstance(value, str):
+        try:
+            words: list[object] = [*shlex.split(value)]
+        except ValueError as exc:
+            raise Wrong(f"{quoted(value)} cannot be split into words: {exc}") from exc
+        if operators := SHELL_OPERATORS.intersection(map(str, words)):
+            raise Wrong(f'{quoted(min(operators))} is for a shell, and none is involved: write ["sh", "-c", "…"]')
+    elif isinstance(value, list):
+        words = value
+    else:
+        raise Wrong('write a command, "systemctl reload postfix", or a list of its words')
+    if not all(map(text, words)):
         raise Wrong("an empty word: leave it out")
-    return word
+    return tuple(map(text, words))
 
 
 # What an account is bound with is a secret, or stands beside one and may have been exchanged for it: none of these
@@ -86,7 +100,7 @@ _CA: Keys = {
 
 ACME: Keys = {
     **_CA,
-    "on_renew": Key(program, many=True),
+    "on_renew": Key(command),
     "fallback": Key(text, many=True, inner=_CA),
 }
 
