@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.http.h2_support import GET, POST, PREFACE, Fields, Frames, changed, each, parse, sent, server, told
@@ -205,7 +205,7 @@ ANY_FRAME = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(frames=st.lists(st.one_of(ANY_FRAME, st.binary(max_size=30)), max_size=12), size=st.sampled_from([0, 1, 7]))
 def test_no_frames_make_a_server_raise_or_contradict_itself(frames: list[bytes], size: int) -> None:
     codec = ServerCodec(Limits())
@@ -226,7 +226,7 @@ def test_no_frames_make_a_server_raise_or_contradict_itself(frames: list[bytes],
     assert len(each([Over], events)) <= 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(frames=st.lists(st.one_of(ANY_FRAME, st.binary(max_size=30)), max_size=12), size=st.sampled_from([0, 1, 7]))
 def test_no_frames_make_a_client_raise(frames: list[bytes], size: int) -> None:
     codec = ClientCodec()
@@ -238,7 +238,7 @@ def test_no_frames_make_a_client_raise(frames: list[bytes], size: int) -> None:
     assert codec.room >= 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_mutated_conversation_makes_nobody_raise(data: st.DataObject) -> None:
     frames = Frames()

@@ -120,10 +120,14 @@ class H2Caller:
         self, method: str, path: str, authority: str, headers: Sequence[tuple[str, str]] = (), *, end: bool = True
     ) -> int:
         """Send a request's head; returns its stream."""
+        pseudo = [(":method", method), (":scheme", "https"), (":path", path), (":authority", authority)]
+        return await self.open([*pseudo, *headers], end=end)
+
+    async def open(self, fields: Sequence[tuple[str, str]], *, end: bool = False) -> int:
+        """Send any head; returns its stream."""
         stream = self.h2.get_next_available_stream_id()
         self.answers[stream] = Answer()
-        pseudo = [(":method", method), (":scheme", "https"), (":path", path), (":authority", authority)]
-        self.h2.send_headers(stream, [*pseudo, *headers], end_stream=end)
+        self.h2.send_headers(stream, fields, end_stream=end)
         await self.send()
         return stream
 
@@ -194,6 +198,7 @@ class Raw:
         self.frames = Frames()
         self.seen: list[Any] = []
         self._stream = stream
+        self._looked_at = 0
         self._rest = b""
 
     @classmethod
@@ -210,12 +215,15 @@ class Raw:
         return True
 
     async def until(self, kind: int, stream: int | None = None) -> Any:
-        """The first frame of that type that comes from now on, on that stream if one is named."""
+        """The next frame of that type, on that stream if one is named; those before it are passed over."""
         with trio.fail_after(10):
             while True:
-                for frame in await self._more():
+                while self._looked_at < len(self.seen):
+                    frame = self.seen[self._looked_at]
+                    self._looked_at += 1
                     if frame.type == kind and stream in (None, frame.stream_id):
                         return frame
+                await self._more()
 
     async def until_end(self) -> list[Any]:
         """All frames until the proxy ends the connection."""
@@ -226,7 +234,7 @@ class Raw:
             except (EOFError, trio.BrokenResourceError):
                 return self.seen
 
-    async def _more(self) -> list[Any]:
+    async def _more(self) -> None:
         data = await self._stream.receive_some(65536)
         if not data:
             raise EOFError
@@ -235,9 +243,7 @@ class Raw:
         while len(data) >= size + 9 and len(data) >= size + 9 + int.from_bytes(data[size : size + 3], "big"):
             size += 9 + int.from_bytes(data[size : size + 3], "big")
         self._rest = data[size:]
-        frames = parse(data[:size])
-        self.seen += frames
-        return frames
+        self.seen += parse(data[:size])
 
     def goaways(self) -> list[int]:
         """The codes of the GOAWAYs that came."""

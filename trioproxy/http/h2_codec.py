@@ -20,14 +20,15 @@ gone meanwhile does nothing: the one who gives it cannot know yet.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ngh2
 
 from trioproxy.config.model import Limits
 from trioproxy.http.h2_events import Body, Closed, Code, Ended, Event, GoingAway, Over
 from trioproxy.http.h2_heads import fields_to_send
-from trioproxy.http.h2_vigil import BODY_SENT, MESSAGE, PREFACE, RESET, Vigil
+from trioproxy.http.h2_vigil import BODY_SENT, MESSAGE, PREFACE, REFUSED, RESET, Vigil
 from trioproxy.http.headers import clean_trailers
 from trioproxy.http.messages import End, Header
 
@@ -79,6 +80,13 @@ class Codec:
         self._unwanted: set[int] = set()  # streams whose message is over for us before the peer's is
         self._at_boundary = True  # between two frames
         self._last_words = b""
+        self._handlers: dict[type[ngh2.Event], Callable[[Any], None]] = {
+            ngh2.DataReceived: self._on_data,
+            ngh2.TrailersReceived: self._on_trailers,
+            ngh2.StreamClosed: self._on_closed,
+            ngh2.GoAwayReceived: self._on_goaway,
+            ngh2.ConnectionClosed: self._on_end,
+        }
         self._engine = ngh2.Connection(
             role,
             ngh2.Configuration(
@@ -129,7 +137,8 @@ class Codec:
         if not self.over:
             try:
                 for event in self._engine.events():
-                    self._translate(event)
+                    if (handle := self._handlers.get(type(event))) is not None:
+                        handle(event)
             except ngh2.NGH2Error as exc:
                 self._dead(Code.INTERNAL_ERROR, str(exc))
         told = self._told
@@ -234,6 +243,8 @@ class Codec:
         """Break the stream off; what is queued for it is dropped."""
         if stream in self._open:
             self._ours.add(stream)
+        if code == Code.REFUSED_STREAM:
+            self._vigil.left -= REFUSED
         with contextlib.suppress(*_GONE):
             self._engine.reset_stream(stream, code)
 
@@ -265,22 +276,20 @@ class Codec:
 
     # ---- ngh2's events ------------------------------------------------------------------------------
 
-    def _translate(self, event: ngh2.Event) -> None:
-        """Tell of one of ngh2's events; each role knows those that begin a message."""
-        if isinstance(event, ngh2.DataReceived):
-            self._on_data(event.stream_id, event.data, event.end_stream)
-        elif isinstance(event, ngh2.StreamClosed):
-            self._on_closed(event.stream_id, event.error_code)
-        elif isinstance(event, ngh2.TrailersReceived):
-            if event.stream_id not in self._unwanted:
-                self._told.append(Ended(event.stream_id, End(tuple(clean_trailers(event.headers)))))
-        elif isinstance(event, ngh2.GoAwayReceived):
-            self.closing = True
-            self._told.append(GoingAway(event.last_stream_id, event.error_code))
-        elif isinstance(event, ngh2.ConnectionClosed) and not self.over:
+    def _on_trailers(self, event: ngh2.TrailersReceived) -> None:
+        if event.stream_id not in self._unwanted:
+            self._told.append(Ended(event.stream_id, End(tuple(clean_trailers(event.headers)))))
+
+    def _on_goaway(self, event: ngh2.GoAwayReceived) -> None:
+        self.closing = True
+        self._told.append(GoingAway(event.last_stream_id, event.error_code))
+
+    def _on_end(self, event: ngh2.ConnectionClosed) -> None:
+        if not self.over:
             self._finish(event.error_code, event.debug_data.decode("latin-1"))
 
-    def _on_data(self, stream: int, data: bytes, end: bool) -> None:
+    def _on_data(self, event: ngh2.DataReceived) -> None:
+        stream, data = event.stream_id, event.data
         if stream in self._unwanted or stream not in self._open:
             self._unread[stream] = self._unread.get(stream, 0) + len(data)
             self.consumed(stream, len(data))
@@ -288,15 +297,17 @@ class Codec:
         if data:
             self._unread[stream] = self._unread.get(stream, 0) + len(data)
             self._told.append(Body(stream, data))
-        if end:
+        if event.end_stream:
             self._told.append(Ended(stream, End()))
 
-    def _on_closed(self, stream: int, code: int) -> None:
+    def _on_closed(self, event: ngh2.StreamClosed) -> None:
+        stream, code = event.stream_id, event.error_code
         ours = stream in self._ours
-        if code and not ours:
-            self._vigil.left -= RESET
-        else:
-            self._vigil.earn(MESSAGE)
+        if not ours:
+            if code:
+                self._vigil.left -= RESET
+            else:
+                self._vigil.earn(MESSAGE)
         unread = self._unread.get(stream)
         if unread is not None:
             self.consumed(stream, unread)  # the connection's window, which other streams go on with

@@ -32,7 +32,8 @@ _JUDGED = _CONNECTION_SPECIFIC | frozenset(
     b":method :scheme :authority :path :protocol host cookie content-length expect te".split()
 )
 
-_NOT_SENT = _CONNECTION_SPECIFIC | {b"host", b"http2-settings"}
+_NOT_SENT = _CONNECTION_SPECIFIC | {b"host", b"http2-settings", b"te"}
+_TRAILERS_WANTED = (b"te", b"trailers")
 
 _NO_NAME = re.compile(rb"[^!#$%&'*+.^_`|~0-9a-z-]")
 _NO_VALUE = re.compile(rb"[^\t\x20-\x7e\x80-\xff]")

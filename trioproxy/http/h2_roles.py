@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import ngh2
 
@@ -14,9 +14,7 @@ from trioproxy.http.h2_codec import MAX_STREAMS, Codec
 from trioproxy.http.h2_events import Code, Refused, Request, Response
 from trioproxy.http.h2_heads import RequestHeads, fields_to_send, read_response
 from trioproxy.http.h2_vigil import REFUSED
-
-if TYPE_CHECKING:
-    from trioproxy.http.messages import Headers
+from trioproxy.http.messages import Header, Headers
 
 HEADS_HELD = 256 * 1024
 """Bytes of decoded heads that a connection's open requests may hold at once, beside `HELD_PER_BYTE`."""
@@ -43,6 +41,8 @@ class ServerCodec(Codec):
             },
             limits,
         )
+        self._handlers[ngh2.RequestReceived] = self._on_request
+        self._handlers[ngh2.PingAcknowledged] = self._on_ping
         self._heads = RequestHeads(limits)
         self._sizes: dict[int, int] = {}  # of the heads of open streams
         self._held = 0  # their sum
@@ -81,15 +81,11 @@ class ServerCodec(Codec):
             self._engine.send_shutdown_notice()
             self._engine.ping(_DRAINING)
 
-    def _translate(self, event: ngh2.Event) -> None:
-        if isinstance(event, ngh2.RequestReceived):
-            self._on_request(event.stream_id, event)
-        elif isinstance(event, ngh2.PingAcknowledged):
-            self.goaway()
-        else:
-            super()._translate(event)
+    def _on_ping(self, _: ngh2.PingAcknowledged) -> None:
+        self.goaway()
 
-    def _on_request(self, stream: int, event: ngh2.RequestReceived) -> None:
+    def _on_request(self, event: ngh2.RequestReceived) -> None:
+        stream = event.stream_id
         self._open.add(stream)
         ended = event.end_stream
         try:
@@ -101,7 +97,6 @@ class ServerCodec(Codec):
             return
         size = self._heads.size
         if self._held + size > HEADS_HELD + HELD_PER_BYTE * self._received:
-            self._vigil.left -= REFUSED
             self._open.discard(stream)
             self.reset(stream, Code.REFUSED_STREAM)
             return
@@ -109,9 +104,9 @@ class ServerCodec(Codec):
         self._held += size
         self._told.append(Request(stream, head, ended))
 
-    def _on_closed(self, stream: int, code: int) -> None:
-        self._held -= self._sizes.pop(stream, 0)
-        super()._on_closed(stream, code)
+    def _on_closed(self, event: ngh2.StreamClosed) -> None:
+        self._held -= self._sizes.pop(event.stream_id, 0)
+        super()._on_closed(event)
 
 
 class ClientCodec(Codec):
@@ -125,6 +120,8 @@ class ClientCodec(Codec):
         super().__init__(
             ngh2.Role.CLIENT, {ngh2.Setting.ENABLE_PUSH: 0, ngh2.Setting.MAX_CONCURRENT_STREAMS: 0}, limits
         )
+        self._handlers[ngh2.ResponseReceived] = self._on_response
+        self._handlers[ngh2.InformationalResponseReceived] = self._on_informational
         self._methods: dict[int, bytes] = {}
 
     @property
@@ -183,24 +180,20 @@ class ClientCodec(Codec):
         self._methods[stream] = method
         return stream
 
-    def _translate(self, event: ngh2.Event) -> None:
-        if isinstance(event, ngh2.ResponseReceived):
-            self._on_response(event.stream_id, event, event.end_stream)
-        elif isinstance(event, ngh2.InformationalResponseReceived):
-            self._on_response(event.stream_id, event, ended=False)
-        else:
-            super()._translate(event)
+    def _on_response(self, event: ngh2.ResponseReceived) -> None:
+        self._on_head(event.stream_id, event.headers, event.end_stream)
 
-    def _on_response(
-        self, stream: int, event: ngh2.ResponseReceived | ngh2.InformationalResponseReceived, ended: bool
-    ) -> None:
+    def _on_informational(self, event: ngh2.InformationalResponseReceived) -> None:
+        self._on_head(event.stream_id, event.headers, ended=False)
+
+    def _on_head(self, stream: int, headers: Iterable[Header], ended: bool) -> None:
         try:
-            head = read_response(event.headers, self._methods.get(stream, b""), ended)
+            head = read_response(headers, self._methods.get(stream, b""), ended)
         except UpstreamProtocolError:
             self.reset(stream, Code.PROTOCOL_ERROR)
             return
         self._told.append(Response(stream, head, ended))
 
-    def _on_closed(self, stream: int, code: int) -> None:
-        self._methods.pop(stream, None)
-        super()._on_closed(stream, code)
+    def _on_closed(self, event: ngh2.StreamClosed) -> None:
+        self._methods.pop(event.stream_id, None)
+        super()._on_closed(event)

@@ -12,17 +12,17 @@ The frames are also followed to know whether a peer has stopped inside of one, o
 
 from __future__ import annotations
 
-BUDGET = 2000
-"""What a connection may spend at once. With `RESET`: 200 broken streams."""
+BUDGET = 3000
+"""What a connection may spend at once. With `RESET`: 200 broken streams, as when a page is left while it loads."""
 
 EACH_SECOND = 100
 """What comes back with time."""
 
 RESET = 10
-"""The price of a stream that ends before its messages do."""
+"""The price of a stream that ends before its messages do; a RST_STREAM of the peer's has its own on top."""
 
 REFUSED = 5
-"""The price of a request that breaks a rule and is answered."""
+"""The price of a request that breaks a rule and is answered, or for which there is no room."""
 
 MESSAGE = 4
 """What a stream earns that came to its end."""
@@ -36,9 +36,9 @@ _PREFACE_ITSELF = -1
 _DATA, _HEADERS, _PUSH_PROMISE, _CONTINUATION = 0, 1, 5, 9
 _END_STREAM, _END_HEADERS, _PADDED = 1, 4, 8
 
-# PRIORITY, RST_STREAM (what it ends has its own price), SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE,
+# PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE,
 # CONTINUATION; what is unknown here must be ignored (RFC 9113 section 4.1).
-_PRICES = {_HEADERS: 0, 2: 2, 3: 1, 4: 20, _PUSH_PROMISE: 20, 6: 5, 7: 20, 8: 1, _CONTINUATION: 5}
+_PRICES = {_HEADERS: 0, 2: 2, 3: 5, 4: 20, _PUSH_PROMISE: 20, 6: 5, 7: 20, 8: 1, _CONTINUATION: 5}
 _PRICE_OF_UNKNOWN = 2
 _PRICE_OF_EMPTY = 2
 

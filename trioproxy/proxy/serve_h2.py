@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 
@@ -88,6 +89,14 @@ class _Connection:
         self._unfinished_since = 0.0
         self._goaway_at = math.inf
         self._failure: StreamError | None = None
+        self._heed: dict[type[Event], Callable[[Any], None]] = {
+            Request: self._on_request,
+            Refused: self._on_refused,
+            Body: self._on_body,
+            Ended: self._on_end,
+            Closed: self._on_closed,
+            Over: self._on_over,
+        }
         self.local = stream.local
         self.ring = self._bell.ring
         stream.write_patience = config.timeouts.idle
@@ -112,8 +121,7 @@ class _Connection:
         try:
             while data := await stream.receive_some():
                 codec.receive(data)
-                for event in codec.events():
-                    self._heed(event)
+                self._heed_all()
                 for client in self._fresh:
                     if not client.lost:  # reset in the same breath, and never asked
                         self._working += 1
@@ -125,29 +133,35 @@ class _Connection:
         except StreamError as exc:
             self._failure = self._failure or exc
 
-    def _heed(self, event: Event) -> None:
-        if isinstance(event, Request):
-            self._begin(event)
-        elif isinstance(event, Body):
-            if (client := self._clients.get(event.stream)) is not None:
-                client.feed(event.data)
-        elif isinstance(event, Ended):
-            if (client := self._clients.get(event.stream)) is not None:
-                client.feed_end(event.end)
-        elif isinstance(event, Closed):
-            client = self._clients.pop(event.stream, None)
-            if client is not None and not client.finished:
-                client.lose(ConnectionLost("the client gave the request up"))
-            if not self._clients:
-                self._idle_since = trio.current_time()
-        elif isinstance(event, Refused):
-            self._refuse(event.stream, RequestHead(event.method, b"", b"", []), event.error)
-        elif isinstance(event, Over) and event.code:
-            log.info(
-                "%s: HTTP/2 ended: %s%s", self._visit.peer, _named(event.code), event.reason and f": {event.reason}"
-            )
+    def _heed_all(self) -> None:
+        for event in self.codec.events():
+            if (heed := self._heed.get(type(event))) is not None:
+                heed(event)
 
-    def _begin(self, event: Request) -> None:
+    def _on_body(self, event: Body) -> None:
+        if (client := self._clients.get(event.stream)) is not None:
+            client.feed(event.data)
+
+    def _on_end(self, event: Ended) -> None:
+        if (client := self._clients.get(event.stream)) is not None:
+            client.feed_end(event.end)
+
+    def _on_closed(self, event: Closed) -> None:
+        client = self._clients.pop(event.stream, None)
+        if client is not None and not client.finished:
+            client.lose(ConnectionLost("the client gave the request up"))
+        if not self._clients:
+            self._idle_since = trio.current_time()
+
+    def _on_refused(self, event: Refused) -> None:
+        self._refuse(event.stream, RequestHead(event.method, b"", b"", []), event.error)
+
+    def _on_over(self, event: Over) -> None:
+        if event.code:
+            why = f": {event.reason}" if event.reason else ""
+            log.info("%s: HTTP/2 ended: %s%s", self._visit.peer, _named(event.code), why)
+
+    def _on_request(self, event: Request) -> None:
         if self._working + len(self._fresh) >= MAX_STREAMS:
             self.codec.reset(event.stream, Code.REFUSED_STREAM)
             return
@@ -209,10 +223,6 @@ class _Connection:
         except StreamError as exc:
             self._failure = self._failure or exc
         stream.interrupt()  # the reader has nothing to wait for
-
-    def _heed_all(self) -> None:
-        for event in self.codec.events():
-            self._heed(event)
 
     # ---- the end ------------------------------------------------------------------------------------
 
