@@ -39,6 +39,7 @@ def normalise(text: str) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=16_384)
 def split_authority(authority: str) -> tuple[str, int | None]:
     """The host and port of a Host header or `:authority` (RFC 9110 section 7.2).
 

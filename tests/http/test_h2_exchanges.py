@@ -28,7 +28,8 @@ NAME = b"cloud.test"
 
 def ask(pair: Pair, *, method: bytes = b"GET", end: bool = True, target: bytes = b"/x?y") -> int:
     assert isinstance(pair.codec, ClientCodec)
-    stream = pair.codec.request(method, b"https", NAME, target, [(b"host", NAME), (b"accept", b"*/*")], end=end)
+    headers = [(b"host", NAME), (b"accept", b"*/*"), (b"connection", b"te"), (b"te", b"trailers")]
+    stream = pair.codec.request(method, b"https", NAME, target, headers, end=end)
     pair.pump()
     return stream
 
@@ -84,6 +85,7 @@ def test_a_response_with_body_and_trailers_to_a_client(single_bytes: bool) -> No
             (b":path", b"/x?y"),
             (b":authority", NAME),
             (b"accept", b"*/*"),
+            (b"te", b"trailers"),
         ]
     ]
     assert b"".join(event.data for event in pair.of(h2.events.DataReceived)) == b"question"

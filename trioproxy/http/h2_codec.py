@@ -314,8 +314,10 @@ class Codec:
             del self._unread[stream]
             self._reserve += self._windows.pop(stream, (STREAM_WINDOW, 0))[0] - STREAM_WINDOW
         self._sending.pop(stream, None)
-        self._ours.discard(stream)
-        self._unwanted.discard(stream)
+        if ours:
+            self._ours.discard(stream)
+        if self._unwanted:
+            self._unwanted.discard(stream)
         if stream in self._open:
             self._open.discard(stream)
             self._told.append(Closed(stream, code, ours))

@@ -8,7 +8,7 @@ it lets pass is judged here. What we send is looked at here too, for ngh2 sends 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from trioproxy.config.model import Limits
 from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
@@ -182,17 +182,18 @@ def read_response(fields: Iterable[Header], method: bytes, ended: bool) -> Respo
     return ResponseHead(code, b"", headers, VERSION, 0 if bodiless else None if length is None else int(length))
 
 
-def fields_to_send(pseudo: Headers, headers: Iterable[Header]) -> Headers:
+def fields_to_send(pseudo: Headers, headers: Sequence[Header]) -> Headers:
     """A head as HTTP/2 has it: what concerns an HTTP/1 connection is left out, and all is looked at.
 
     Raises:
         ValueError: a name or value that HTTP/2 does not allow.
     """
-    fields = [
-        field for field in headers if field[0] not in _NOT_SENT and (field[0] != b"te" or field[1] == b"trailers")
-    ]
-    names = [name for name, _ in fields]
-    fields = pseudo + fields
-    if b"" in names or _NO_NAME.search(b"".join(names)) or _NO_VALUE.search(b"".join([value for _, value in fields])):
+    names, values = zip(*headers, strict=True) if headers else ((), ())
+    if not _NOT_SENT.isdisjoint(names):
+        kept = [field for field in headers if field[0] not in _NOT_SENT or field == _TRAILERS_WANTED]
+        headers = kept
+        names, values = zip(*kept, strict=True) if kept else ((), ())
+    said = b"".join([value for _, value in pseudo])
+    if b"" in names or _NO_NAME.search(b"".join(names)) or _NO_VALUE.search(b"".join((said, *values))):
         raise ValueError("a name or value that HTTP/2 does not allow")
-    return fields
+    return [*pseudo, *headers]

@@ -125,7 +125,7 @@ class _Connection:
                 for client in self._fresh:
                     if not client.lost:  # reset in the same breath, and never asked
                         self._working += 1
-                        nursery.start_soon(self._serve, client)
+                        nursery.start_soon(self._serve, client, name="request")
                 self._fresh.clear()
                 self.ring()
         except StreamInterrupted:  # by our writer, when all was said
