@@ -44,7 +44,9 @@ async def test_what_is_ready_is_done_without_a_checkpoint(connect: Connect) -> N
 
 
 @either
-async def test_who_is_always_ready_lets_others_have_their_turn(connect: Connect) -> None:
+async def test_who_is_always_ready_lets_others_have_their_turn(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with connect() as (stream, peer), trio.open_nursery() as nursery:
         turns = 0
 
@@ -62,7 +64,8 @@ async def test_who_is_always_ready_lets_others_have_their_turn(connect: Connect)
         assert 4 <= turns - before <= 6
         await peer.send_all(b"x" * 5 * CALLS_IN_A_ROW)
         await stream.wait_readable()
-        stream._read_size = 1
+        monkeypatch.setattr("trioproxy.net.sock.MAX_READ", 1)
+        monkeypatch.setattr("trioproxy.net.sock.TLS_READ", 1)
         before = turns
         for _ in range(5 * CALLS_IN_A_ROW):
             assert await stream.receive_some() == b"x"

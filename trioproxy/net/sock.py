@@ -32,7 +32,7 @@ from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writab
 
 from trioproxy.config.model import HostPort
 from trioproxy.errors import ConnectionLost, HandshakeFailed, StreamError, StreamInterrupted, StreamTimeout
-from trioproxy.net.raw import Socket
+from trioproxy.net.raw import Socket, TlsPart, tls_part
 
 CALLS_IN_A_ROW = 64
 
@@ -93,8 +93,8 @@ class Stream:
         "_poll",
         "_read_patience",
         "_read_since",
-        "_read_size",
         "_reaper",
+        "_tls",
         "_write_by",
         "deadline",
         "sock",
@@ -111,9 +111,9 @@ class Stream:
         self._fd = sock.fileno()
         self._poll: select.poll | None = None  # made when it is first asked whether something has come
         self._reaper = reaper
+        self._tls: TlsPart | None = None
         self._error: StreamError | None = None
         self._calls = 0
-        self._read_size = MAX_READ
         reaper.watched.add(self)
 
     # ---- time ---------------------------------------------------------------------------------------
@@ -150,7 +150,9 @@ class Stream:
         await self._fair()
         while True:
             try:
-                return self.sock.recv(self._read_size)
+                if (tls := self._tls) is not None:
+                    return tls.read(TLS_READ)
+                return self.sock.recv(MAX_READ)
             except (BlockingIOError, ssl.SSLWantReadError):
                 await self._until_readable()
             except ssl.SSLWantWriteError:
@@ -171,7 +173,7 @@ class Stream:
         await self._fair()
         while True:
             try:
-                sent = self.sock.send(data)
+                sent = self.sock.send(data) if (tls := self._tls) is None else tls.write(data)
             except (BlockingIOError, ssl.SSLWantWriteError):
                 await self._until_writable()
             except ssl.SSLWantReadError:
@@ -182,6 +184,12 @@ class Stream:
                 if sent == len(data):
                     return
                 data = memoryview(data)[sent:]
+
+    async def receive_next(self) -> bytes:
+        """As `receive_some`, for what can hardly be here yet: a try that fails costs more than a wait that need not be."""
+        if self._tls is None or not self._tls.pending():  # what TLS has decrypted already makes no socket readable
+            await self._until_readable()
+        return await self.receive_some()
 
     async def wait_readable(self) -> None:
         """Wait until a read would not block (there is data, an end, or an error). Raises as `receive_some`."""
@@ -253,7 +261,7 @@ class Stream:
                 self._fd = -1
                 self._reaper.watched.discard(self)
             raise ConnectionLost(f"TLS could not begin: {_words(exc)}") from exc
-        self._read_size = TLS_READ
+        self._tls = tls_part(tls)
         try:
             await self._shake_hands(tls)
         except StreamTimeout as exc:
@@ -308,6 +316,7 @@ class Stream:
             if isinstance(self.sock, ssl.SSLSocket):
                 with contextlib.suppress(ssl.SSLError):
                     self.sock.unwrap()
+            self._tls = None
             self.sock.shutdown(socket.SHUT_WR)
 
     async def drain(self) -> None:

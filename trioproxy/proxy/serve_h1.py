@@ -89,7 +89,7 @@ async def _next_request(
         stream.expect(patience)
         ctx.drain.waiting(stream)
         try:
-            data = await stream.receive_some()
+            data = await stream.receive_next()
         except (StreamTimeout, StreamInterrupted):
             return None
         finally:

@@ -90,7 +90,8 @@ class H1Upstream:
     async def receive(self) -> None:
         """See `Upstream.receive`."""
         try:
-            data = await self._stream.receive_some()
+            stream = self._stream
+            data = await (stream.receive_some() if self._reader.started else stream.receive_next())
         except ClientLeft:
             raise
         except StreamTimeout as exc:
