@@ -12,7 +12,7 @@ import trio.testing
 
 from tests.http.h2_support import GET, POST, Frames, changed
 from tests.net.sockets import until
-from tests.proxy.h2_caller import H2Caller, Raw
+from tests.proxy.h2_caller import H2Caller, Raw, served
 from tests.proxy.stage import HELLO, Recording, Stage, backend, make_config, read_until, site, stage
 from trioproxy.config.model import Timeouts
 from trioproxy.http.h2 import MAX_STREAMS, Code
@@ -104,6 +104,49 @@ async def test_streams_that_are_broken_as_fast_as_they_are_opened(attack: str) -
         assert await flood(raw, RESETS[attack](raw.frames)) == CALM
     asked = seen.received.count(b"GET /") + seen.received.count(b"POST /")
     assert asked < 450  # what the budget buys, and what arrives in one read beyond it
+
+
+@pytest.mark.parametrize(
+    ("length", "pieces"), [("3", [b"abc", b"d"]), ("3", [b"a", b"bc", b"d"]), ("0", [b"a"]), ("1", [b"a", b"b"])]
+)
+async def test_no_backend_sees_a_whole_request_before_its_body_has_kept_to_its_length(
+    length: str, pieces: list[bytes]
+) -> None:
+    """Pieces that fill the announced length may still be followed by more, and a backend would have acted by then."""
+    asked = bytearray()
+
+    async def script(stream: trio.SocketStream, recording: Recording) -> None:
+        while data := await stream.receive_some():
+            asked.extend(data)
+
+    async with backend(script) as (port, seen), stage(make_config(site(NAME, port))) as proxy:
+        raw = await Raw.connect(proxy, NAME)
+        frames = raw.frames
+        await raw.send(frames.start(), frames.headers(1, [*POST, ("content-length", length)], end=False))
+        for number, piece in enumerate(pieces[:-1]):
+            await raw.send(frames.data(1, piece), frames.ping(b"%08d" % number))
+            await raw.until(6)
+        await raw.send(frames.data(1, pieces[-1]))
+        assert (await raw.until(3, 1)).error_code == Code.PROTOCOL_ERROR
+        await until(lambda: seen.ended == seen.connections)
+        assert len(asked.partition(b"\r\n\r\n")[2]) < max(int(length), 1)
+        assert length != "0" or seen.connections == 0
+
+
+async def test_a_body_whose_end_comes_by_itself_is_passed_on_whole() -> None:
+    async def script(stream: trio.SocketStream, recording: Recording) -> None:
+        await read_until(stream, recording, b"abc")
+        await stream.send_all(HELLO)
+
+    async with served(script) as (caller, seen):
+        stream = await caller.begin("POST", "/", NAME, [("content-length", "3")], end=False)
+        await caller.body(stream, b"abc")
+        await caller.body(stream, end=True)
+        assert (await caller.answer(stream)).status == 200
+        stream = await caller.begin("POST", "/never", NAME, [("content-length", "0")], end=False)
+        caller.h2.reset_stream(stream, 8)
+        assert (await caller.ask("GET", "/abc", NAME)).status == 200
+        assert b"/never" not in seen.received
 
 
 FLOODS: dict[str, Callable[[int], bytes]] = {

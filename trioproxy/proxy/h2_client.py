@@ -70,6 +70,7 @@ class H2Client:
         "_end",
         "_error",
         "_left",
+        "_missing",
         "_patience",
         "_pieces",
         "_queued",
@@ -95,6 +96,7 @@ class H2Client:
         self._pieces: list[bytes | bytearray] = []
         self._end: End | None = _END if ended else None
         self._upgrading = request.upgrade is not None  # then what comes belongs to no body, and waits for the tunnel
+        self._missing = request.body_length  # bytes of a body whose length is known, not yet handed out
         self._taken = 0  # bytes handed out last, and passed on when the next are asked for
         self._bodiless = False
         self._left: int | None = None  # bytes of a response whose length is known, still to come
@@ -136,6 +138,11 @@ class H2Client:
         """Whether the request has come to its end."""
         return self._end is not None
 
+    @property
+    def deceptive(self) -> bool:
+        """Whether the request says that it has no body, and leaves open whether one comes."""
+        return self._missing == 0 and self._end is None and not self._upgrading
+
     def look(self, now: float) -> None:
         """To be called each second: gives the stream up when its client has been silent, or took nothing, too long."""
         queued = self._shared.codec.queued(self.stream)
@@ -165,12 +172,18 @@ class H2Client:
             self._shared.codec.consumed(self.stream, self._taken)
             self._shared.ring()
             self._taken = 0
-        if self._pieces:
-            data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            self._pieces.clear()
-            self._taken = len(data)
-            return bytes(data)
-        return self._end
+        if not self._pieces:
+            return self._end
+        data = bytes(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
+        self._pieces.clear()
+        if self._missing is not None:
+            if self._end is None and len(data) >= self._missing:
+                # An HTTP/1.1 backend would hold the request for whole, and here more may follow than was announced.
+                self._pieces.append(data[-1:])
+                data = data[:-1]
+            self._missing -= len(data)
+        self._taken = len(data)
+        return data or None
 
     async def receive(self) -> bytes | End:
         """See `Client.receive`."""
@@ -292,6 +305,7 @@ class H2Client:
         fields = [field for field in head.headers if field[0] not in (b"sec-websocket-accept", b"upgrade")]
         self.start(attrs.evolve(head, status=200, headers=fields, body_length=None))
         self._upgrading = False
+        self._missing = None
         await tunnel(self, upstream.hand_over(), idle)
         if not self.finished:
             self.give_up(Code.CANCEL, ConnectionLost("one side of the tunnel was lost"))

@@ -144,6 +144,8 @@ class _Connection:
 
     def _on_end(self, event: Ended) -> None:
         if (client := self._clients.get(event.stream)) is not None:
+            if client.deceptive:
+                self._fresh.append(client)
             client.feed_end(event.end)
 
     def _on_closed(self, event: Closed) -> None:
@@ -174,7 +176,8 @@ class _Connection:
                 return
         client = self._clients[event.stream] = H2Client(self, event.stream, request, ended=event.ended)
         self._idle_since = None
-        self._fresh.append(client)
+        if not client.deceptive:
+            self._fresh.append(client)
 
     def _refuse(self, stream: int, request: RequestHead, error: RequestError) -> None:
         """Answer without a task: nothing is asked of anybody."""
