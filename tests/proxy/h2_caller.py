@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import attrs
 import h2.config
@@ -32,7 +31,7 @@ class Answer:
 
 
 class H2Caller:
-    """An HTTP/2 client over a TLS connection to a site; a task reads for it while the block lasts.
+    """An HTTP/2 client over a TLS connection to a site; see `calling`.
 
     Attributes:
         h2: The connection's state.
@@ -41,10 +40,8 @@ class H2Caller:
         closed: The proxy has ended the connection.
     """
 
-    def __init__(self, proxy: Stage, sni: str, *, source: str = "127.0.0.1") -> None:
-        self._proxy = proxy
-        self._sni = sni
-        self._source = source
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        self.stream = stream
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         self.reading = True
         self.terminated: list[tuple[int, int]] = []
@@ -53,23 +50,6 @@ class H2Caller:
         self._changed = trio.Event()
         self._sending = trio.Lock()
 
-    async def __aenter__(self) -> Self:
-        self.stream = await self._proxy.tls(self._sni, source=self._source, protocol="h2")
-        assert self.stream.selected_alpn_protocol() == "h2"
-        self.h2.initiate_connection()
-        await self.send()
-        self._manager = trio.open_nursery()
-        self._nursery = await self._manager.__aenter__()
-        self._nursery.start_soon(self._read)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._nursery.cancel_scope.cancel()
-        await self._manager.__aexit__(kind, value, traceback)
-        self.stream.transport_stream.socket.close()
-
     async def send(self) -> None:
         """Send what h2 has to say."""
         async with self._sending:
@@ -77,7 +57,8 @@ class H2Caller:
             if data:
                 await self.stream.send_all(data)
 
-    async def _read(self) -> None:
+    async def read(self) -> None:
+        """Heed what comes, until the proxy ends the connection."""
         try:
             while data := await self.stream.receive_some(65536):
                 for event in self.h2.receive_data(bytes(data)):
@@ -176,12 +157,27 @@ class H2Caller:
 
 
 @asynccontextmanager
+async def calling(proxy: Stage, sni: str, *, source: str = "127.0.0.1") -> AsyncIterator[H2Caller]:
+    """An honest client of the site `sni`, for which a task reads as long as the block lasts."""
+    stream = await proxy.tls(sni, source=source, protocol="h2")
+    assert stream.selected_alpn_protocol() == "h2"
+    caller = H2Caller(stream)
+    caller.h2.initiate_connection()
+    await caller.send()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(caller.read)
+        yield caller
+        nursery.cancel_scope.cancel()
+    stream.transport_stream.socket.close()
+
+
+@asynccontextmanager
 async def served(script: Script, *, timeouts: Timeouts | None = None) -> AsyncIterator[tuple[H2Caller, Recording]]:
     """An honest client of the site `cloud.test`, and what its backend records."""
     async with (
         backend(script) as (port, seen),
         stage(make_config(site("cloud.test", port), timeouts=timeouts)) as proxy,
-        H2Caller(proxy, "cloud.test") as caller,
+        calling(proxy, "cloud.test") as caller,
     ):
         yield caller, seen
 

@@ -12,7 +12,7 @@ import trio.testing
 
 from tests.http.h2_support import GET, POST, Frames, changed
 from tests.net.sockets import until
-from tests.proxy.h2_caller import H2Caller, Raw, served
+from tests.proxy.h2_caller import Raw, calling, served
 from tests.proxy.stage import HELLO, Recording, Stage, backend, make_config, read_until, site, stage
 from trioproxy.config.model import Timeouts
 from trioproxy.http.h2 import MAX_STREAMS, Code
@@ -25,7 +25,7 @@ CALM = [Code.ENHANCE_YOUR_CALM]
 @asynccontextmanager
 async def bystander(proxy: Stage) -> AsyncIterator[None]:
     """Another client, whose requests are answered before, and after what happens meanwhile."""
-    async with H2Caller(proxy, NAME) as caller:
+    async with calling(proxy, NAME) as caller:
         assert (await caller.ask("GET", "/bystander", NAME)).status == 200
         yield
         for _ in range(3):
@@ -261,7 +261,7 @@ async def attacked_slowly(timeouts: Timeouts) -> AsyncIterator[tuple[Raw, Record
         stage(make_config(site(NAME, port), timeouts=timeouts)) as proxy,
     ):
         yield await Raw.connect(proxy, NAME), seen
-        async with H2Caller(proxy, NAME) as caller:
+        async with calling(proxy, NAME) as caller:
             assert (await caller.ask("GET", "/", NAME)).status == 200
 
 

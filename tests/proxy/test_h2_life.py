@@ -15,7 +15,7 @@ from wsproto.events import BytesMessage, CloseConnection
 from tests.conftest import needs
 from tests.http.h2_support import GET, changed
 from tests.net.sockets import until
-from tests.proxy.h2_caller import H2Caller, Raw, served
+from tests.proxy.h2_caller import H2Caller, Raw, calling, served
 from tests.proxy.stage import (
     HELLO,
     Recording,
@@ -53,7 +53,7 @@ async def test_a_connection_is_for_its_own_sites_names_alone() -> None:
             passthrough("pbx.apps.test", inner),
         )
         async with stage(config) as proxy:
-            async with H2Caller(proxy, NAME) as caller:
+            async with calling(proxy, NAME) as caller:
                 assert (await caller.ask("GET", "/", NAME)).status == 200
                 assert (await caller.ask("GET", "/", "CLOUD.test.:443")).status == 200
                 asked = seen.received.count(b"GET")
@@ -61,7 +61,7 @@ async def test_a_connection_is_for_its_own_sites_names_alone() -> None:
                     assert (await caller.ask("GET", "/", name)).status == 421, name
                 assert (await caller.ask("GET", "/", NAME)).status == 200
                 assert seen.received.count(b"GET") == asked + 1
-            async with H2Caller(proxy, "x.apps.test") as caller:
+            async with calling(proxy, "x.apps.test") as caller:
                 assert (await caller.ask("GET", "/", "y.apps.test")).status == 200
                 # The wildcard's certificate covers it, and yet it is the passthrough backend's alone.
                 assert (await caller.ask("GET", "/", "pbx.apps.test")).status == 421
@@ -143,7 +143,7 @@ async def test_a_reload_ends_connections_whose_name_is_gone_and_no_others() -> N
     async with (
         backend(_slow) as (port, seen),
         stage(make_config(site(NAME, port), site("gone.test", port))) as proxy,
-        H2Caller(proxy, NAME) as staying,
+        calling(proxy, NAME) as staying,
     ):
         leaving = await Raw.connect(proxy, "gone.test")
         slow = changed(GET, path="/slow", authority="gone.test")

@@ -6,7 +6,7 @@ import h11
 import pytest
 import trio
 
-from tests.proxy.h2_caller import H2Caller, served
+from tests.proxy.h2_caller import calling, served
 from tests.proxy.stage import HELLO, Caller, Recording, answering, backend, make_config, read_until, site, stage
 
 NAME = "cloud.test"
@@ -168,7 +168,7 @@ async def test_head_keeps_the_length_of_what_it_does_not_get() -> None:
 async def test_a_backend_that_refuses_gets_its_request_alone_an_error() -> None:
     async with backend(answering(HELLO)) as (port, _):
         config = make_config(site(NAME, port), site("dead.test", 1))
-        async with stage(config) as proxy, H2Caller(proxy, "dead.test") as caller:
+        async with stage(config) as proxy, calling(proxy, "dead.test") as caller:
             answer = await caller.ask("GET", "/", "dead.test")
             assert answer.status == 502
             assert b"502 Bad Gateway" in answer.body

@@ -15,6 +15,7 @@ import trio
 
 from tests.net.sockets import until
 from tests.proxy.h2_backend import H2Peer, secured, speaking_h2
+from tests.proxy.h2_caller import calling
 from tests.proxy.stage import (
     HELLO,
     LOOPBACK,
@@ -251,6 +252,57 @@ async def test_a_client_that_reads_nothing_stops_its_own_stream_and_no_other() -
             await stuck.wait()
             assert (await Caller(await proxy.tls(NAME)).ask("GET", "/", NAME)).body == b"hello"
         assert seen.connections == 1
+
+
+async def test_a_call_of_grpc_passes_from_end_to_end_while_both_sides_talk() -> None:
+    async def converse(peer: H2Peer) -> None:
+        stream, fields = await peer.request()
+        assert fields["te"] == "trailers"
+        peer.h2.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
+        await peer.flush()
+        for _ in range(3):
+            event = await peer.next(h2.events.DataReceived)
+            peer.h2.send_data(stream, event.data)
+            await peer.flush()
+        peer.h2.send_headers(stream, [("grpc-status", "7"), ("grpc-message", "no")], end_stream=True)
+        await peer.flush()
+        await peer.next(h2.events.ConnectionTerminated)
+
+    async with (
+        backend(speaking_h2(converse)) as (port, _),
+        stage(h2c(port)) as proxy,
+        calling(proxy, NAME) as caller,
+    ):
+        fields = [("te", "trailers"), ("content-type", "application/grpc")]
+        stream = await caller.begin("POST", "/echo.Echo/Talk", NAME, fields, end=False)
+        answer = caller.answers[stream]
+        for piece in (b"first", b"second", b"third"):
+            await caller.body(stream, piece)
+            await caller.until(lambda piece=piece: answer.body.endswith(piece))  # type: ignore[misc]
+        await caller.until(lambda: answer.ended)
+        assert answer.trailers == {"grpc-status": "7", "grpc-message": "no"}
+
+
+async def test_a_client_that_resets_its_stream_cancels_the_backends() -> None:
+    codes: list[object] = []
+
+    async def converse(peer: H2Peer) -> None:
+        await peer.request()
+        codes.append((await peer.next(h2.events.StreamReset)).error_code)
+        await peer.next(h2.events.ConnectionTerminated)
+
+    async with (
+        backend(speaking_h2(converse)) as (port, seen),
+        stage(h2c(port)) as proxy,
+        calling(proxy, NAME) as caller,
+    ):
+        stream = await caller.begin("GET", "/", NAME)
+        await until(lambda: seen.connections)
+        caller.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+        await caller.send()
+        with trio.fail_after(5):
+            await until(lambda: codes)
+        assert codes == [h2.errors.ErrorCodes.CANCEL]
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------
