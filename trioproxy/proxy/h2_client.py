@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import attrs
-import trio
 
 from trioproxy.config.model import HostPort, Timeouts
 from trioproxy.errors import (
@@ -69,8 +68,10 @@ class H2Client:
         "_body_bell",
         "_end",
         "_error",
+        "_heard",
         "_left",
         "_missing",
+        "_moved",
         "_patience",
         "_pieces",
         "_queued",
@@ -104,7 +105,9 @@ class H2Client:
         self._body_bell = _SILENT
         self._answer_bell = _SILENT
         self._patience = shared.timeouts.idle
+        self._heard = True  # since the last look: something came
         self._silent_since = 0.0
+        self._moved = False  # since the last look: what was queued has left, and more was queued
         self._queued = 0
         self._queued_since = 0.0
 
@@ -121,6 +124,7 @@ class H2Client:
                 pieces[-1] = bytearray(last) + data
         else:
             pieces.append(data)
+        self._heard = True
         self._body_bell.ring()
 
     def feed_end(self, end: End) -> None:
@@ -146,12 +150,14 @@ class H2Client:
     def look(self, now: float) -> None:
         """To be called each second: gives the stream up when its client has been silent, or took nothing, too long."""
         queued = self._shared.codec.queued(self.stream)
-        if not queued or queued != self._queued:
+        if not queued or queued != self._queued or self._moved:
+            self._moved = False
             self._queued = queued
             self._queued_since = now
         elif now - self._queued_since > self._shared.timeouts.idle:
             self.give_up(Code.CANCEL, StreamTimeout("the client takes no more of the response"))
-        if not self._body_bell.awaited:
+        if self._heard or not self._body_bell.awaited:
+            self._heard = False
             self._silent_since = now
         elif now - self._silent_since > self._patience:
             self.interrupt(StreamTimeout("nothing came from the client in time"))
@@ -242,6 +248,7 @@ class H2Client:
         if self._left is not None:
             self._left -= len(data)
             self.finished = self._left == 0
+        self._moved = True
         self._shared.codec.body(self.stream, data, end=self.finished)
         self._shared.ring()
 
@@ -328,7 +335,7 @@ class H2Client:
     def expect(self, seconds: float) -> None:
         """See `Duplex.expect`."""
         self._patience = seconds
-        self._silent_since = trio.current_time()
+        self._heard = True
 
     def interrupt(self, error: StreamError | None = None) -> None:
         """See `Duplex.interrupt`."""
