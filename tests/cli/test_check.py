@@ -387,3 +387,12 @@ def test_certificates_that_will_not_do(check: Check, name: str, days: float, sai
     assert done.exit_code == 0
     [warning] = done.stdout.split("\n\n")[1:]
     assert warning.startswith(f"warning: cloud.myname.com: {said}")
+
+
+def test_without_ngh2_it_is_said_what_will_not_work(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '[sites."rpc.test"]\n"/" = "h2c://127.0.0.1:1"\ntls = "internal"\n'
+    assert "ngh2" not in check(text).output
+    monkeypatch.setattr("trioproxy.cli.check.spoken", lambda: (("http/1.1",), "No module named 'ngh2'"))
+    output = " ".join(check(text).output.split())
+    assert "ngh2 does not load (No module named 'ngh2')" in output
+    assert "rpc.test/: h2c:// needs ngh2" in output

@@ -23,6 +23,7 @@ from trioproxy.cli.rows import TITLES, Row, rows
 from trioproxy.config.advice import warnings
 from trioproxy.config.model import CATCH_ALL, CertificateFiles, Config
 from trioproxy.errors import CertificateError, ConfigError
+from trioproxy.http.alpn import spoken
 
 EXPIRES_SOON = timedelta(days=14)
 """How long before its end a certificate of the user's own is worth a warning."""
@@ -55,6 +56,7 @@ def command(context: click.Context, as_json: bool) -> None:
             *_certificate_warnings(config, datetime.now(UTC)),
             *_storage(config),
             *_sockets(config),
+            *_http2(config),
             *_transparency(config),
         ]
     if as_json:
@@ -102,6 +104,18 @@ def _sockets(config: Config) -> Iterator[str]:
     for path, name in names.items():
         if problem := _unusable_socket(path):
             yield f"{name}: {path} {problem}"
+
+
+def _http2(config: Config) -> Iterator[str]:
+    """What does not work where HTTP/2 cannot be spoken."""
+    _, lacking = spoken()
+    if not lacking:
+        return
+    yield f"ngh2 does not load ({lacking}): HTTP/2 is not spoken, neither to clients nor to backends"
+    for site in config.sites.values():
+        for route in site.routes:
+            if any(to.scheme == "h2c" for to in route.to):
+                yield f"{site.name}{route.prefix}: h2c:// needs ngh2: its requests will be answered with 502"
 
 
 def _unusable_socket(path: str) -> str:
