@@ -15,7 +15,7 @@ T = TypeVar("T")
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do in place what is meant for threads: Trio's jumping clock does not wait for those."""
 
-    async def in_place(function: Callable[..., T], *args: object) -> T:
+    async def in_place(function: Callable[..., T], *args: object, abandon_on_cancel: bool = False) -> T:
         await trio.lowlevel.checkpoint()
         return function(*args)
 

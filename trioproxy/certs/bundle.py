@@ -89,6 +89,11 @@ class Bundle:
         """The file format of the store."""
         return self.key_pem + self.chain_pem
 
+    def split_chain(self) -> tuple[bytes, bytes]:
+        """The leaf's PEM block, and those of the certificates above it."""
+        leaf, *above = _blocks(self.chain_pem, b"CERTIFICATE")
+        return leaf + b"\n", b"".join(block + b"\n" for block in above)
+
 
 def _blocks(pem: bytes, kind: bytes) -> list[bytes]:
     """The PEM blocks whose label ends with `kind`."""

@@ -125,9 +125,17 @@ class ContextSource:
             return self._make(site.name, self._internal_ca.issue(site.name), "internal", str(exc))
         return self._make(site.name, self._internal_ca.issue(site.name), "internal")
 
-    def context_of(self, site: Site, bundle: Bundle) -> ssl.SSLContext:
-        """A fresh context for an acme `site` whose new certificate is at hand. Raises as `server_context`."""
-        return self._make(site.name, bundle, "acme")
+    def context_of(self, site: Site, bundle: Bundle, by: Literal["acme", "files"] = "acme") -> ssl.SSLContext:
+        """A fresh context for a `site` whose new certificate is at hand. Raises as `server_context`."""
+        return self._make(site.name, bundle, by)
+
+    def complain(self, name: str, problem: str) -> bool:
+        """Note that what should be served for `name` cannot be, for `problem`; whether that was not known yet."""
+        served = self.served.get(name)
+        if served is None or served.problem == problem:
+            return False
+        self.served[name] = attrs.evolve(served, problem=problem)
+        return True
 
     def awaiting(self, config: Config) -> frozenset[str]:
         """Names of the sites that are to have an ACME certificate and have none yet. Lists one folder."""

@@ -11,14 +11,15 @@ from trioproxy.certs.bundle import Leaf
 from trioproxy.certs.policy import SHORT_LIFETIME, Trouble
 from trioproxy.config.model import LETSENCRYPT, ZEROSSL
 
-State = Literal["good", "waiting", "due", "renewing", "failing", "expiring", "expired", "unreadable"]
+State = Literal["good", "waiting", "due", "renewing", "failing", "expiring", "expired", "unreadable", "amiss"]
 """How a certificate is, in one word.
 
 `waiting`: it is to come from the CA and none has come yet. `due`: it is time to renew it. `expiring`: a file of the
-user's, which nobody but the user renews, ends soon. `unreadable`: a file, or the store, cannot be read.
+user's, which nobody but the user renews, ends soon. `unreadable`: a file, or the store, cannot be read. `amiss`: it is
+good, but not what is served, or those who use it were not told.
 """
 
-NEEDS_A_PERSON = frozenset({"failing", "expiring", "expired", "unreadable"})
+NEEDS_A_PERSON = frozenset({"failing", "expiring", "expired", "unreadable", "amiss"})
 
 EXPIRING = timedelta(days=14)
 
@@ -57,6 +58,7 @@ class CertificateStatus:
         error: What went wrong last, "" if nothing did.
         next_attempt: When a failed renewal is tried again.
         needs_a_person: Whether somebody should look at it.
+        pem: The folder with its PEM files for other programs, "" while there are none.
     """
 
     name: str
@@ -71,6 +73,7 @@ class CertificateStatus:
     error: str = ""
     next_attempt: str | None = None
     needs_a_person: bool = False
+    pem: str = ""
 
 
 def status_of(
@@ -140,7 +143,7 @@ def _state(
 
 def _why(source: str, leaf: Leaf | None) -> str:
     if source == "files":
-        return "you renew it: replace the files, then reload"
+        return "you renew it: replace the files"
     if leaf is None:
         return "the first one is to come" if source == "acme" else "made when somebody first asks for the name"
     short = leaf.not_after - leaf.not_before < SHORT_LIFETIME

@@ -17,6 +17,9 @@ from trioproxy.access import Network
 
 log = logging.getLogger("trioproxy.lan")
 
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+"""An address and the network that it is in."""
+
 # linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h
 _NETLINK_ROUTE = 0
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
@@ -70,7 +73,17 @@ def _empty(events: socket.socket) -> None:
 
 def on_link_networks() -> tuple[Network, ...]:
     """The network of every address of every interface, sorted; none where the kernel does not tell."""
-    found: set[Network] = set()
+    found = {interface.network for interface in _interfaces()}
+    return tuple(sorted(found, key=lambda n: (n.version, n.network_address.packed, n.prefixlen)))
+
+
+def public_addresses() -> tuple[Interface, ...]:
+    """Every address of this machine that the whole internet could reach, each with its network."""
+    return tuple(interface for interface in _interfaces() if interface.ip.is_global)
+
+
+def _interfaces() -> list[Interface]:
+    found: list[Interface] = []
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as asking:
             request = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
@@ -80,32 +93,32 @@ def on_link_networks() -> tuple[Network, ...]:
                 pass
     except OSError as exc:
         log.warning("this machine's networks cannot be listed: %s", exc.strerror)
-    return tuple(sorted(found, key=lambda n: (n.version, n.network_address.packed, n.prefixlen)))
+    return found
 
 
-def _read_dump(data: bytes, found: set[Network]) -> bool:
-    """Add the networks that a part of a dump names; whether more parts follow."""
+def _read_dump(data: bytes, found: list[Interface]) -> bool:
+    """Add the addresses that a part of a dump names; whether more parts follow."""
     position = 0
     while position < len(data):
         length, kind, *_ = _MESSAGE.unpack_from(data, position)
         if kind in (_NLMSG_DONE, _NLMSG_ERROR):
             return False
         if kind == _RTM_NEWADDR:
-            network = _network(data[position + _MESSAGE.size : position + length])
-            if network is not None:
-                found.add(network)
+            interface = _interface(data[position + _MESSAGE.size : position + length])
+            if interface is not None:
+                found.append(interface)
         position += _aligned(length)
     return True
 
 
-def _network(message: bytes) -> Network | None:
+def _interface(message: bytes) -> Interface | None:
     _, prefix, *_ = _IFADDRMSG.unpack_from(message)
     position = _IFADDRMSG.size
     while position + _ATTRIBUTE.size <= len(message):
         length, kind = _ATTRIBUTE.unpack_from(message, position)
         if kind == _IFA_ADDRESS:
             address = ipaddress.ip_address(message[position + _ATTRIBUTE.size : position + length])
-            return ipaddress.ip_network((address, prefix), strict=False)
+            return ipaddress.ip_interface((address, prefix))
         position += _aligned(length)
     return None
 

@@ -1,0 +1,227 @@
+"""What is done after a swap, so that a renewal ends with those who use the certificate and not with a file.
+
+It is looked at what is really served (`served`), the files for other programs are brought up to date (`handing_out`),
+and the user's command is run (`on_renew`). None of it can fail a renewal, and only the first, which has seconds, can
+delay one: the rest happens in a task of its own, `run`.
+
+What ought to be is derived from what there is, and not from having seen it change: files that are of another
+certificate are made anew, and the command is owed for every certificate that it was not yet run for. So whatever a
+crash, a full disk or another process did between is made good at the next start or reload.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+
+import attrs
+import trio
+
+from trioproxy.certs import on_renew
+from trioproxy.certs.bundle import Leaf
+from trioproxy.certs.handing_out import HandingOut
+from trioproxy.certs.served import Listening, look
+from trioproxy.certs.status import CertificateStatus
+from trioproxy.certs.store import Store, stem_of
+from trioproxy.config.model import Site
+from trioproxy.errors import StoreError
+from trioproxy.snapshot import Cell
+
+log = logging.getLogger("trioproxy.certs")
+
+AT_ONCE = 4
+"""Commands that run at the same time, each for a name of its own."""
+
+AGAIN = 600.0
+"""Seconds after which files that could not be written are tried again."""
+
+
+@attrs.frozen
+class Told:
+    """For which certificate the command was run, and how that ended; kept on disk.
+
+    Attributes:
+        serial: The certificate's.
+        error: Why it did not work, "" if it did.
+    """
+
+    serial: int
+    error: str = ""
+
+
+class Aftercare:
+    """Looks after the certificates of one server, or of one command.
+
+    Args:
+        cell: Where the configuration is read.
+        store: Where bundles, files and notes are kept.
+        listening: Where this process listens; None where it serves nothing.
+    """
+
+    def __init__(self, cell: Cell, store: Store, listening: Listening | None) -> None:
+        self._cell = cell
+        self._store = store
+        self._listening = listening
+        self._handing_out = HandingOut(store)
+        self._wrong: dict[str, tuple[Leaf, str]] = {}  # who is served something else, and what
+        self._wanted: dict[str, Leaf] = {}  # whose files and command are to be seen to, the longest waiting first
+        self._unwritten: dict[str, tuple[Leaf, str]] = {}  # whose files could not be written, and why
+        self._owed: dict[str, Leaf] = {}  # whose command is to be run
+        self._running: set[str] = set()
+        self._woken = trio.Event()
+        self._settled = trio.Event()
+
+    # ---- what is served -----------------------------------------------------------------------------
+
+    async def swapped(self, site: Site, leaf: Leaf) -> str:
+        """`leaf` has been published for `site`: look whether it is served, and see to the rest later.
+
+        Returns:
+            What new handshakes get, in words to stand behind what the certificate is.
+        """
+        self.want({site.name: leaf})
+        return await self.check(site, leaf)
+
+    async def check(self, site: Site, leaf: Leaf) -> str:
+        """Look whether `leaf` is what `site` is served with; the words of `swapped`. Anything else is logged."""
+        if self._listening is None:
+            return "new handshakes already get it"
+        verdict = await look(self._cell.current.config, site, leaf, self._listening.https())
+        self._wrong.pop(site.name, None)
+        if verdict.result == "wrong":
+            self._wrong[site.name] = leaf, f"its certificate is stored, but new handshakes {verdict.words}"
+            log.error("%s  new handshakes %s: see what listens there, then reload trioproxy", site.name, verdict.words)
+            return "stored, but it is not what is served"
+        return f"new handshakes {verdict.words}"
+
+    async def check_again(self) -> None:
+        """Look anew at those who were served something else: that may be over."""
+        for name, (leaf, _) in list(self._wrong.items()):
+            site = self._cell.current.config.sites.get(name)
+            if site is None or site.tls == "internal":
+                del self._wrong[name]
+            else:
+                await self.check(site, leaf)
+
+    # ---- files and command --------------------------------------------------------------------------
+
+    def want(self, leaves: Mapping[str, Leaf]) -> None:
+        """Have files and command seen to for these names, whose certificates these are."""
+        self._wanted.update(leaves)
+        self._wake()
+
+    async def run(self) -> None:
+        """Do what is to be done, until cancelled."""
+        self._running.clear()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._begin_all(nursery)
+                with trio.move_on_after(AGAIN if self._unwritten else math.inf):
+                    await self._woken.wait()
+                self._woken = trio.Event()
+
+    async def settle(self) -> None:
+        """Wait until all is done that was wanted; `run` must be running."""
+        await self._settled.wait()
+
+    def _wake(self) -> None:
+        if self._settled.is_set():
+            self._settled = trio.Event()
+        self._woken.set()
+
+    async def _begin_all(self, nursery: trio.Nursery) -> None:
+        wanted, self._wanted = self._wanted, {}
+        wanted = {name: leaf for name, (leaf, _) in self._unwritten.items()} | wanted
+        if wanted:
+            await trio.to_thread.run_sync(self._bring_up_to_date, wanted)
+        free = AT_ONCE - len(self._running)
+        for name in [name for name in self._owed if name not in self._running][:free]:
+            self._running.add(name)
+            nursery.start_soon(self._tell, name, self._owed.pop(name))
+        if not self._running and not self._wanted:
+            self._settled.set()
+
+    def _bring_up_to_date(self, wanted: Mapping[str, Leaf]) -> None:
+        for name, leaf in wanted.items():
+            before = self._unwritten.pop(name, None)
+            try:
+                if self._handing_out.serial(name) != leaf.serial:
+                    self._handing_out.bring_up_to_date(name)
+                told = self._read(name)
+            except StoreError as exc:
+                if before is None or before[1] != str(exc):
+                    log.error("%s  its PEM files for other programs are not up to date: %s", name, exc)
+                self._unwritten[name] = leaf, str(exc)
+                continue
+            if self._command and (told is None or told.serial != leaf.serial or told.error):
+                self._owed[name] = leaf
+
+    @property
+    def _command(self) -> tuple[str, ...]:
+        return self._cell.current.config.acme.on_renew
+
+    async def _tell(self, name: str, leaf: Leaf) -> None:
+        """Run the command for one name, and write down how it ended."""
+        try:
+            command, handed = self._command, self._handing_out.of(name)
+            if command:
+                # Written first: who is killed half-way has not told anybody, and does it again.
+                await trio.to_thread.run_sync(self._note, name, Told(leaf.serial, "it did not come to its end"))
+                error = await on_renew.run(name, command, on_renew.environment(name, leaf, handed), self._store.owner())
+                await trio.to_thread.run_sync(self._note, name, Told(leaf.serial, error))
+                if error:
+                    log.error("%s  on_renew: %s; mend that, then reload trioproxy: it is run again", name, error)
+                else:
+                    log.info("%s  on_renew: %s has been run", name, command[0])
+        except StoreError as exc:
+            log.error("%s  on_renew: whether it was run is not kept, so it will be run again: %s", name, exc)
+        finally:
+            self._running.discard(name)
+            self._wake()
+
+    # ---- what it has to say -------------------------------------------------------------------------
+
+    def annotated(self, status: CertificateStatus) -> CertificateStatus:
+        """`status` of a site whose certificate comes from a CA, with what is to be said from here."""
+        name = status.name
+        wrong = [
+            self._wrong[name][1] if name in self._wrong else "",
+            f"its PEM files are not up to date: {self._unwritten[name][1]}" if name in self._unwritten else "",
+            self._command_error(name),
+        ]
+        errors = [error for error in (status.error, *wrong) if error]
+        return attrs.evolve(
+            status,
+            error="; ".join(errors),
+            state="amiss" if any(wrong) and status.state in ("good", "due") else status.state,
+            needs_a_person=status.needs_a_person or any(wrong),
+            pem="" if self._handing_out.serial(name) is None else str(self._handing_out.of(name).folder),
+        )
+
+    def _command_error(self, name: str) -> str:
+        if not self._command or name in self._running:
+            return ""
+        try:
+            told = self._read(name)
+        except StoreError as exc:
+            return str(exc)
+        return f"on_renew failed: {told.error}" if told is not None and told.error else ""
+
+    # ---- notes --------------------------------------------------------------------------------------
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These names are no longer ours to look after; files stay where they are."""
+        for name in names:
+            for notes in (self._wrong, self._wanted, self._unwritten, self._owed):
+                notes.pop(name, None)
+
+    def _read(self, name: str) -> Told | None:
+        return self._store.read_json(
+            self._store.path / on_renew.NOTES / f"{stem_of(name)}.json",
+            lambda values: Told(int(str(values["serial"]), 16), str(values["error"])),
+        )
+
+    def _note(self, name: str, told: Told) -> None:
+        values = {"serial": f"{told.serial:x}", "error": told.error}
+        self._store.write_json(self._store.path / on_renew.NOTES / f"{stem_of(name)}.json", values)
