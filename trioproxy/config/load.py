@@ -14,7 +14,7 @@ from pathlib import Path
 from trioproxy.config import authority, syntax
 from trioproxy.config.entries import Entries
 from trioproxy.config.keys import TIMEOUTS
-from trioproxy.config.model import Config, HostPort, Limits, Listen, Timeouts
+from trioproxy.config.model import Config, HostPort, Limits, Listen, Process, Timeouts
 from trioproxy.config.reading import Key, Keys, Reading
 from trioproxy.config.values import (
     entry_name,
@@ -26,6 +26,7 @@ from trioproxy.config.values import (
     one_of,
     quoted,
     size,
+    user_name,
 )
 from trioproxy.errors import ConfigError, Mistake
 
@@ -46,6 +47,7 @@ SECTIONS: dict[str, Keys] = {
         "connections": Key(integer(1, 1_000_000)),
         "connections_per_ip": Key(integer(1, 1_000_000)),
     },
+    "process": {"user": Key(user_name, empty=True)},
     "storage": {"path": Key(file_path, empty=True)},
     "control": {"socket": Key(file_path, empty=True)},
     "log": {"level": Key(one_of("debug", "info", "warning", "error"))},
@@ -120,7 +122,9 @@ def _config(reading: Reading, document: dict[str, object], path: Path, environ: 
         reading.wrong((), "no name is configured: write one under [passthrough] or [sites]")
     _check_no_sni(reading, listen.no_sni, entries)
 
-    storage = found["storage"].get("path") or _default_storage(reading, environ, euid)
+    process = Process(**found["process"])
+    # With a user to become, the server is one that root starts, whoever reads this.
+    storage = found["storage"].get("path") or _default_storage(reading, environ, 0 if process.user else euid)
     return Config(
         path=path,
         listen=listen,
@@ -132,6 +136,7 @@ def _config(reading: Reading, document: dict[str, object], path: Path, environ: 
         storage=storage,
         control_socket=found["control"].get("socket", storage / "control.sock"),
         log_level=found["log"].get("level", "info"),
+        process=process,
     )
 
 

@@ -311,6 +311,17 @@ class Limits:
 
 
 @attrs.frozen
+class Process:
+    """`[process]`.
+
+    Attributes:
+        user: Whom to become once everything is bound; "" to stay who we are.
+    """
+
+    user: str = ""
+
+
+@attrs.frozen
 class Config:
     """One configuration file.
 
@@ -333,3 +344,4 @@ class Config:
     storage: Path
     control_socket: Path
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    process: Process = Process()

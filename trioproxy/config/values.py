@@ -101,6 +101,20 @@ def one_of(*words: str) -> Reader:
     return read
 
 
+# What useradd(8) of Debian takes; a number would be taken for a name, and names nobody.
+_USER = re.compile(r"[a-z_][a-z0-9_.-]{0,30}[a-z0-9_$-]?", re.IGNORECASE)
+
+
+def user_name(value: object) -> str:
+    """The name of a user of this machine; whether there is one is not known here."""
+    name = text(value)
+    if not _USER.fullmatch(name):
+        raise Wrong(f"{quoted(name)} is no name of a user")
+    if name == "root":
+        raise Wrong('"root" gives nothing up: name an ordinary user, or leave this out')
+    return name
+
+
 def integer(low: int, high: int) -> Reader:
     """A reader of whole numbers from `low` to `high`."""
 
