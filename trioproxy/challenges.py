@@ -1,4 +1,4 @@
-"""The board where ACME hangs the answers to its challenges and port 80 reads them.
+"""The board where ACME hangs the answers to its challenges, and ports 80 and 443 read them.
 
 `acme` and `proxy` do not know each other; they know this board.
 """
@@ -16,10 +16,11 @@ HTTP01_PREFIX = "/.well-known/acme-challenge/"
 
 
 class ChallengeBoard:
-    """Live HTTP-01 answers, kept in memory: no file is opened for what a client asks."""
+    """Live answers, kept in memory: no file is opened for what a client asks."""
 
     def __init__(self) -> None:
         self._answers: dict[tuple[str, str], str] = {}
+        self._in_tls: dict[str, bytes] = {}
 
     @contextmanager
     def present(self, name: str, token: str, key_authorization: str) -> Iterator[None]:
@@ -37,3 +38,17 @@ class ChallengeBoard:
         if not path.startswith(HTTP01_PREFIX):
             return None
         return self._answers.get((name, path[len(HTTP01_PREFIX) :]))
+
+    @contextmanager
+    def present_in_tls(self, name: str, pem: bytes) -> Iterator[None]:
+        """Answer tls-alpn-01 for the host `name` with `pem`, a certificate and its key, as long as the block runs."""
+        self._in_tls[name] = pem
+        try:
+            yield
+        finally:
+            if self._in_tls.get(name) is pem:
+                del self._in_tls[name]
+
+    def answer_in_tls(self, name: str) -> bytes | None:
+        """What to show a client that offers nothing but `acme-tls/1` (RFC 8737), PEM; None when nothing is live."""
+        return self._in_tls.get(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import attrs
 
@@ -254,27 +255,42 @@ class StoreError(TrioproxyError):
     """The storage folder cannot be read or written; the message names the path and the cause."""
 
 
+AcmeFailure = Literal[
+    "validation", "dns", "caa", "limit", "account", "unreachable", "refused", "nonsense", "unfinished"
+]
+"""What kept an order from succeeding, as far as that decides what is done about it.
+
+`validation`, `dns`, `caa`: the CA looked for the answer to a challenge and did not find it, found no address for the
+name, or is forbidden to issue for it; CAs count all three, and none passes by itself. `limit`: one of the CA's limits;
+its `retry_after` outranks every habit. `account`: the CA does not let the account do anything, so it concerns every
+name. `unreachable`: the network's trouble, or the CA's own, which concerns every name there and costs nothing.
+`refused`: any other refusal. `nonsense`: the CA's answer is not what RFC 8555 says. `unfinished`: the CA works on
+the order for longer than an attempt may take; the order is kept.
+"""
+
+
 class AcmeError(TrioproxyError):
     """An order that did not succeed; the message says why in words for the user.
 
     Attributes:
+        failure: What kind of failure it is.
         retry_after: Seconds that the CA asked to wait before another attempt; None when it asked for nothing.
-        validation_failed: The CA looked for the answer to a challenge and did not find it. CAs count these.
-        rate_limited: The CA refused because of one of its limits.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        retry_after: float | None = None,
-        validation_failed: bool = False,
-        rate_limited: bool = False,
-    ) -> None:
+    def __init__(self, message: str, failure: AcmeFailure = "refused", *, retry_after: float | None = None) -> None:
         super().__init__(message)
+        self.failure: AcmeFailure = failure
         self.retry_after = retry_after
-        self.validation_failed = validation_failed
-        self.rate_limited = rate_limited
+
+    @property
+    def validation_failed(self) -> bool:
+        """Whether the CA counts it as a validation that failed."""
+        return self.failure in ("validation", "dns", "caa")
+
+    @property
+    def rate_limited(self) -> bool:
+        """Whether the CA refused because of one of its limits."""
+        return self.failure == "limit"
 
 
 # ---- commands -----------------------------------------------------------------------------------------

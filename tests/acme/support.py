@@ -14,10 +14,12 @@ import pytest
 import trio
 import trio.testing
 
-from trioproxy.acme.client import Account, AcmeClient
-from trioproxy.acme.order import Issued, OrderFailed, OrderRecord, obtain
+from trioproxy.acme.account import Account
+from trioproxy.acme.client import AcmeClient
+from trioproxy.acme.journal import OrderRecord, Origin
+from trioproxy.acme.order import Issued, OrderFailed, Wanted, obtain
 from trioproxy.challenges import ChallengeBoard
-from trioproxy.config.model import Acme, KeyType
+from trioproxy.config.model import AccountId, Acme, ChallengeType, KeyType
 from trioproxy.net.http_client import HttpClient
 from trioproxy.net.sock import Reaper
 
@@ -31,15 +33,18 @@ class MemoryAccounts:
     """Keeps accounts, and every one that was ever written."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, Account] = {}
+        self.kept: dict[AccountId, Account] = {}
         self.history: list[Account] = []
+        self.on_write: Callable[[], None] = lambda: None
 
-    def read(self, directory: str) -> Account | None:
-        return self.kept.get(directory)
+    def read(self, account: AccountId) -> Account | None:
+        return self.kept.get(account)
 
-    def write(self, directory: str, account: Account) -> None:
-        self.kept[directory] = account
-        self.history.append(account)
+    async def write(self, account: AccountId, kept: Account) -> None:
+        await trio.lowlevel.checkpoint()
+        self.kept[account] = kept
+        self.history.append(kept)
+        self.on_write()
 
     @property
     def only(self) -> Account:
@@ -48,22 +53,33 @@ class MemoryAccounts:
 
 
 class MemoryJournal:
-    """Keeps an order, and every one that was ever written."""
+    """Keeps an order, and every one that was ever intended or made."""
 
     def __init__(self) -> None:
         self.kept: OrderRecord | None = None
+        self.intended: list[OrderRecord] = []
         self.history: list[OrderRecord] = []
+        self.on_intention: Callable[[], None] = lambda: None
         self.on_write: Callable[[], None] = lambda: None
 
     def read(self) -> OrderRecord | None:
         return self.kept
 
-    def write(self, record: OrderRecord) -> None:
-        self.kept = record
-        self.history.append(record)
+    async def intend(self, directory: str, key_pem: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.on_intention()
+        self.kept = OrderRecord(directory, "", key_pem)
+        self.intended.append(self.kept)
+
+    async def place(self, order_url: str) -> None:
+        await trio.lowlevel.checkpoint()
+        assert self.kept is not None
+        self.kept = attrs.evolve(self.kept, order_url=order_url)
+        self.history.append(self.kept)
         self.on_write()
 
-    def clear(self) -> None:
+    async def clear(self) -> None:
+        await trio.lowlevel.checkpoint()
         self.kept = None
 
     @property
@@ -126,6 +142,9 @@ class Customer:
 
     Attributes:
         http: What stands in for the HTTP client, and lives in mock time.
+        settings: What else is to be in `[acme]`.
+        replaces: What the next certificate is to replace.
+        challenges: How to prove the name.
     """
 
     directory: str
@@ -137,10 +156,13 @@ class Customer:
     said: list[str] = attrs.Factory(list)
     on_report: Callable[[str], None] = lambda _: None
     http: HttpClient | None = None
+    settings: Acme = attrs.Factory(Acme)
+    replaces: Origin | None = None
+    challenges: tuple[ChallengeType, ...] = ("http-01",)
 
     def client(self) -> AcmeClient:
         """A client as a start of the server makes it: it knows nothing but what is kept."""
-        settings = Acme(email=self.email, directory=self.directory, ca_file=self.ca_file)
+        settings = attrs.evolve(self.settings, email=self.email, directory=self.directory, ca_file=self.ca_file)
         return AcmeClient(settings, self.http or HttpClient(self.ca_file, Reaper()), self.accounts)
 
     def report(self, line: str) -> None:
@@ -152,7 +174,8 @@ class Customer:
     ) -> Issued:
         """Get a certificate with a client of its own, or the given one."""
         with trio.fail_after(PATIENCE if self.http is None else math.inf):
-            return await obtain(client or self.client(), name, key_type, self.board, self.journal, self.report)
+            wanted = Wanted(name, key_type, self.challenges, self.replaces)
+            return await obtain(client or self.client(), wanted, self.board, self.journal, self.report)
 
 
 async def failure(customer: Customer, name: str = "cloud.test") -> OrderFailed:
@@ -160,4 +183,5 @@ async def failure(customer: Customer, name: str = "cloud.test") -> OrderFailed:
     with pytest.raises(OrderFailed, match=rf"^no certificate for {name}: ") as caught:
         await customer.obtain(name)
     assert not customer.board._answers
+    assert not customer.board._in_tls
     return caught.value

@@ -7,7 +7,7 @@ import trio
 
 from tests.acme.fake_ca import BASE, DIRECTORY, FakeCA, answer, problem
 from tests.acme.support import Clock, Customer
-from trioproxy.acme import client as client_module
+from trioproxy.acme import session as session_module
 from trioproxy.acme.client import AcmeClient
 from trioproxy.acme.problems import AcmeProblem, AcmeProtocolError, AcmeUnreachable
 from trioproxy.errors import AcmeError
@@ -149,7 +149,7 @@ async def test_a_ca_that_wants_a_binding_is_told_apart(ca: FakeCA, customer: Cus
     meta = {"externalAccountRequired": True}
     resources = {name: f"{BASE}/{name}" for name in ("newNonce", "newAccount", "newOrder")}
     ca.script["directory"] = [answer(200, {**resources, "meta": meta})]
-    with pytest.raises(AcmeError, match="external account binding"):
+    with pytest.raises(AcmeError, match=r"\(external account binding\): write the key id"):
         await client.register(customer.report)
     assert ca.times("newAccount") == []
 
@@ -220,10 +220,10 @@ async def test_a_ca_without_nonces_of_use_is_an_error(
 
 async def test_the_nonces_that_are_kept_are_few_and_fresh(ca: FakeCA, customer: Customer, client: AcmeClient) -> None:
     await client.register(customer.report)
-    for _ in range(3 * client_module.MAX_NONCES):
-        await client._request(b"HEAD", f"{BASE}/newNonce", "a nonce")
-    newest = client._nonces[-1]
-    assert len(client._nonces) == client_module.MAX_NONCES
+    for _ in range(3 * session_module.MAX_NONCES):
+        await client._session._request(b"HEAD", f"{BASE}/newNonce", "a nonce")
+    newest = client._session._nonces[-1]
+    assert len(client._session._nonces) == session_module.MAX_NONCES
     await client.new_order("cloud.test")
     assert ca.asked[-1].protected["nonce"] == newest
 
@@ -237,7 +237,7 @@ async def test_the_directory_is_read_once_an_hour(
     await client.register(customer.report)
     await client.new_order("a.test")
     assert len(ca.times("directory")) == 1
-    await trio.sleep(client_module.DIRECTORY_AGE)
+    await trio.sleep(session_module.DIRECTORY_AGE)
     await client.new_order("b.test")
     assert len(ca.times("directory")) == 2
 

@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.acme.fake_ca import BASE, BUSY, FakeCA, Reply, answer, decode, problem
 from tests.acme.support import Clock, Customer, failure
-from trioproxy.acme import order as order_module
+from trioproxy.acme import waiting
 from trioproxy.acme.order import OrderFailed
 from trioproxy.errors import ConnectionLost, StoreError, UpstreamUnreachable
 
@@ -68,8 +68,8 @@ async def test_without_retry_after_the_looks_become_rarer(
     times = ca.times("authorization")[1:]
     gaps = [round(later - earlier, 6) for earlier, later in itertools.pairwise(times)]
     assert gaps == sorted(gaps)
-    assert gaps[0] == pytest.approx(order_module.FIRST_PAUSE)
-    assert gaps[-1] == pytest.approx(order_module.LAST_PAUSE)
+    assert gaps[0] == pytest.approx(waiting.FIRST_PAUSE)
+    assert gaps[-1] == pytest.approx(waiting.LAST_PAUSE)
 
 
 async def test_an_order_that_is_not_as_far_as_it_said_is_asked_again(
@@ -104,7 +104,7 @@ async def test_an_order_that_is_stuck_is_left_after_five_minutes_kept_once_and_t
     ca.on_request = lambda _: setattr(ca, "status", "processing" if ca.orders == 1 else ca.status)
     start = trio.current_time()
     error = await failure(customer)
-    assert trio.current_time() - start == pytest.approx(300, abs=order_module.LAST_PAUSE)
+    assert trio.current_time() - start == pytest.approx(300, abs=waiting.LAST_PAUSE)
     assert not error.validation_failed
     assert customer.journal.read() is not None
 
@@ -161,7 +161,7 @@ async def test_a_ca_that_falls_silent_during_an_order_costs_no_second_order(
     ca.script["finalize"] = [UpstreamUnreachable("gone")] * 1000
     start = trio.current_time()
     error = await failure(customer)
-    assert trio.current_time() - start == pytest.approx(300, abs=order_module.LAST_PAUSE)
+    assert trio.current_time() - start == pytest.approx(300, abs=waiting.LAST_PAUSE)
     assert "gone" in str(error)
     await failure(customer)
     assert customer.journal.read() is not None
@@ -255,11 +255,57 @@ async def test_a_challenge_that_was_asked_before_a_crash_is_not_asked_again(
     assert shown[1], "but its answer is shown"
 
 
-async def test_a_journal_that_cannot_be_written_ends_it_before_the_challenge(ca: FakeCA, customer: Customer) -> None:
+async def test_a_full_disk_costs_no_order(ca: FakeCA, customer: Customer) -> None:
     def full() -> None:
         raise StoreError("no space left")
 
-    customer.journal.on_write = full
+    customer.journal.on_intention = full
+    with pytest.raises(StoreError):
+        await customer.obtain()
+    assert ca.orders == 0
+
+
+async def test_an_order_whose_url_cannot_be_kept_is_left_before_it_costs_a_validation(
+    ca: FakeCA, customer: Customer
+) -> None:
+    def broken() -> None:
+        raise StoreError("the disk reports errors")
+
+    customer.journal.on_write = broken
     with pytest.raises(StoreError):
         await customer.obtain()
     assert ca.times("authorization") == []
+
+
+async def test_an_order_is_intended_before_the_ca_hears_of_it(ca: FakeCA, customer: Customer) -> None:
+    known: list[tuple[int, int]] = []
+    journal = customer.journal
+    ca.on_request = lambda resource: known.append((len(journal.intended), len(journal.history)))
+    await customer.obtain()
+    at = [asked.resource for asked in ca.asked].index("newOrder")
+    assert known[at] == (1, 0)
+    assert known[at + 1] == (1, 1)
+    assert journal.intended[0].key_pem == journal.history[0].key_pem
+
+
+@pytest.mark.parametrize("trouble", [BUSY, UpstreamUnreachable("gone"), None])
+async def test_the_key_of_an_intention_is_used_for_the_order_that_is_made_at_last(
+    ca: FakeCA, customer: Customer, trouble: Reply, autojump_clock: Clock
+) -> None:
+    ca.script["newOrder"] = [trouble]
+    await failure(customer)
+    assert customer.journal.kept is not None
+    issued = await customer.obtain()
+    assert issued.key_pem == customer.journal.intended[0].key_pem
+
+
+async def test_a_cancellation_waits_until_the_order_is_written_down(ca: FakeCA, customer: Customer) -> None:
+    with trio.CancelScope() as scope:
+        ca.on_request = lambda resource: scope.cancel() if resource == "newOrder" else None
+        ca.script["newOrder"] = [ca._newOrder({"identifiers": [{"value": "cloud.test"}]})]
+        await customer.obtain()
+    assert scope.cancelled_caught
+    assert customer.journal.orders == [f"{BASE}/order/1"]
+    ca.on_request = lambda _: None
+    await customer.obtain()
+    assert ca.orders == 1

@@ -15,7 +15,6 @@ from trioproxy.acme.problems import (
     AcmeProtocolError,
     AcmeUnreachable,
     Problem,
-    explain_validation,
     http_date,
     passing,
     plain,
@@ -156,25 +155,3 @@ def test_what_a_refusal_means_for_the_next_attempt(status: int, kind: str, limit
 def test_the_network_passes_and_nonsense_does_not() -> None:
     assert passing(AcmeUnreachable("no route"))
     assert not passing(AcmeProtocolError("no JSON"))
-
-
-@pytest.mark.parametrize(
-    ("kind", "hint"),
-    [
-        ("connection", "router does not forward port 80"),
-        ("dns", "found no address for cloud.test"),
-        ("unauthorized", "leads elsewhere than to this trioproxy"),
-        ("incorrectResponse", "leads elsewhere than to this trioproxy"),
-        ("caa", "CAA record"),
-        ("tls", "redirect on port 80"),
-        ("somethingNew", "did not accept"),
-    ],
-)
-def test_a_failed_validation_is_explained(kind: str, hint: str) -> None:
-    text = explain_validation("cloud.test", Problem.parse({"type": NAMESPACE + kind, "detail": "10.1.2.3: {refused}"}))
-    assert hint in text
-    assert text.endswith("The CA says: 10.1.2.3: {refused}")
-
-
-def test_a_failed_validation_without_a_reason_says_so() -> None:
-    assert explain_validation("cloud.test", None).endswith("The CA says: nothing")

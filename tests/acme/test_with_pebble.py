@@ -18,7 +18,7 @@ from tests.acme.support import Customer, Port80, port80
 from tests.pebble import Pebble, needs_pebble, running_pebble
 from trioproxy.acme.certificate import type_of
 from trioproxy.acme.order import Issued, OrderFailed
-from trioproxy.config.model import KeyType
+from trioproxy.config.model import AccountId, KeyType
 
 pytestmark = needs_pebble
 
@@ -76,7 +76,7 @@ async def test_nothing_is_presented_before_the_journal_is_written_nor_after_the_
 async def test_the_next_certificate_has_a_new_key_and_the_same_account(customer: Customer, ca: Pebble) -> None:
     first = await customer.obtain()
     account = customer.accounts.only
-    customer.journal.clear()
+    await customer.journal.clear()
     customer.said.clear()
     second = await customer.obtain()
     assert first.key_pem != second.key_pem
@@ -89,7 +89,7 @@ async def test_names_that_were_validated_before_are_not_validated_again(web: Por
     async with running_pebble(tmp_path, http_port=web.port, env={"PEBBLE_AUTHZREUSE": "100"}) as ca:
         customer = Customer(ca.directory, ca.ca_file, web.board)
         await customer.obtain()
-        customer.journal.clear()
+        await customer.journal.clear()
         web.asked.clear()
         await verify(await customer.obtain(), "cloud.test", ca)
         assert web.asked == []
@@ -100,7 +100,7 @@ async def test_refused_nonces_only_cost_time(web: Port80, tmp_path: Path) -> Non
         customer = Customer(ca.directory, ca.ca_file, web.board)
         for name in ("a.test", "b.test", "c.test"):
             await verify(await customer.obtain(name), name, ca)
-            customer.journal.clear()
+            await customer.journal.clear()
 
 
 async def test_several_orders_share_a_client_and_its_account(customer: Customer, web: Port80, ca: Pebble) -> None:
@@ -187,7 +187,7 @@ async def test_an_order_at_another_ca_is_not_gone_on_with(customer: Customer, we
 async def test_a_ca_that_forgot_us_gets_a_new_account(customer: Customer, ca: Pebble) -> None:
     await customer.obtain()
     before = customer.accounts.only
-    customer.journal.clear()
+    await customer.journal.clear()
     await ca.restart()
     await verify(await customer.obtain(), "cloud.test", ca)
     assert customer.accounts.only.key_pem == before.key_pem
@@ -207,7 +207,7 @@ async def test_a_key_whose_registration_nobody_knows_the_outcome_of_finds_its_ac
 ) -> None:
     await customer.obtain()
     account = customer.accounts.only
-    customer.accounts.write(ca.directory, customer.accounts.history[0])
+    await customer.accounts.write(AccountId(ca.directory), customer.accounts.history[0])
     assert customer.accounts.only.url == ""
     await customer.obtain()
     assert customer.accounts.only == account
@@ -227,7 +227,7 @@ async def test_a_changed_email_address_is_told_to_the_ca(customer: Customer, ca:
 async def test_an_address_that_the_ca_refuses_does_not_keep_certificates_from_being_renewed(customer: Customer) -> None:
     await customer.obtain()
     customer.email = "no address"
-    customer.journal.clear()
+    await customer.journal.clear()
     await customer.obtain()
     assert customer.accounts.only.contact == "me@example.org", "so that it is tried again"
     assert any("email address" in line for line in customer.said)
@@ -237,7 +237,7 @@ async def contact(customer: Customer) -> list[str]:
     """What the CA holds to be the account's contact."""
     client = customer.client()
     await client.register(customer.report)
-    reply = await client._post(customer.accounts.only.url, b"", "")
+    reply = await client._member.post(customer.accounts.only.url, b"", "")
     client.close()
     found: list[str] = json.loads(reply.body).get("contact") or []
     return found

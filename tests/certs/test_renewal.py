@@ -16,7 +16,7 @@ from tests.certs.making import DAY, NOW, acme_site, bundle, due_bundle, key_pem,
 from tests.certs.test_contexts import weak
 from tests.certs.test_files import break_at
 from tests.certs.world import run_for, world
-from trioproxy.acme.order import OrderRecord
+from trioproxy.acme.journal import OrderRecord
 from trioproxy.certs.bundle import Bundle
 from trioproxy.certs.store import Store
 from trioproxy.errors import AcmeError, ConnectionLost
@@ -79,7 +79,7 @@ async def test_what_is_served_meanwhile_is_told(
 async def test_the_ca_is_heeded_when_it_asks_to_wait(tmp_path: Path, autojump_clock: Jumping) -> None:
     w = world(tmp_path, acme_site(NAME))
     w.authority.seconds[NAME] = 0
-    w.authority.errors[NAME] = [AcmeError("too many orders", retry_after=2 * HOUR, rate_limited=True)]
+    w.authority.errors[NAME] = [AcmeError("too many orders", "limit", retry_after=2 * HOUR)]
     await run_for(24 * HOUR, w)
     assert w.authority.times(NAME) == [0, 120]
 
@@ -213,7 +213,8 @@ async def test_an_order_that_was_fulfilled_before_a_crash_is_not_gone_on_with(
     w = world(tmp_path, acme_site(NAME))
     present = bundle(NAME)
     await w.store.save(NAME, present)
-    w.store.journal(NAME).write(OrderRecord("https://ca/dir", "https://ca/order/1", present.key_pem.strip()))
+    await w.store.journal(NAME).intend("https://ca/dir", present.key_pem.strip())
+    await w.store.journal(NAME).place("https://ca/order/1")
     seen = []
 
     def issue_and_look(name: str) -> Bundle:
@@ -229,7 +230,8 @@ async def test_an_order_under_way_is_left_for_the_order_to_go_on_with(tmp_path: 
     w = world(tmp_path, acme_site(NAME))
     await w.store.save(NAME, due_bundle(NAME))
     record = OrderRecord("https://ca/dir", "https://ca/order/1", key_pem(new_key()))
-    w.store.journal(NAME).write(record)
+    await w.store.journal(NAME).intend(record.directory, record.key_pem)
+    await w.store.journal(NAME).place(record.order_url)
     seen = []
 
     def issue_and_look(name: str) -> Bundle:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import trio
 
 from tests.certs.making import NOW, bundle, key_pem, new_key
 from tests.certs.test_files import break_at
-from trioproxy.acme.client import Account
-from trioproxy.acme.order import OrderRecord
+from trioproxy.acme.account import Account
+from trioproxy.acme.journal import OrderRecord, Origin
 from trioproxy.certs import files
 from trioproxy.certs.bundle import Bundle
 from trioproxy.certs.policy import Trouble
+from trioproxy.certs.records import Provenance
 from trioproxy.certs.store import Store, stem_of
+from trioproxy.config.model import AccountId
 from trioproxy.errors import CertificateError, StoreError
 
 NAME = "cloud.example.com"
@@ -100,8 +103,10 @@ async def test_everything_is_its_owners_alone(store: Store) -> None:
     before = os.umask(0)
     try:
         await store.save(NAME, bundle(NAME))
-        store.journal(NAME).write(OrderRecord("https://ca/dir", "https://ca/1", key_pem(new_key())))
-        store.accounts.write("https://ca/dir", Account(key_pem(new_key()), "https://ca/acct/1", ""))
+        await store.journal(NAME).intend("https://ca/dir", key_pem(new_key()))
+        await store.journal(NAME).place("https://ca/1")
+        await store.accounts.write(CA, Account(key_pem(new_key()), "https://ca/acct/1", ""))
+        await store.note_origin(NAME, PROVENANCE)
         await store.note_trouble(NAME, Trouble(1, NOW, NOW, "x"))
         store.save_internal_ca(bundle("ca"))
         async with store.lock(NAME):
@@ -109,7 +114,7 @@ async def test_everything_is_its_owners_alone(store: Store) -> None:
     finally:
         os.umask(before)
     paths = [store.path, *store.path.rglob("*")]
-    assert len(paths) == 1 + 6 + 7
+    assert len(paths) == 1 + 7 + 8
     for path in paths:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
@@ -120,7 +125,7 @@ async def test_files_take_the_owner_of_the_store_when_root_writes_them(store: St
     os.chown(store.path, 1234, 2345)
     for _ in range(2):
         await store.save(NAME, bundle(NAME))
-    store.accounts.write("https://ca/dir", Account(b"key", "", ""))
+    await store.accounts.write(CA, Account(b"key", "", ""))
     async with store.lock(NAME):
         pass
     paths = list(store.path.rglob("*"))
@@ -231,23 +236,23 @@ async def test_ten_thousand_names_cost_one_listing(store: Store, monkeypatch: py
     assert listings == [store.path / "certificates"]
 
 
-def test_an_empty_place_holds_nothing_and_looking_makes_nothing(store: Store) -> None:
+async def test_an_empty_place_holds_nothing_and_looking_makes_nothing(store: Store) -> None:
     assert store.stored([NAME]) == frozenset()
     assert store.load(NAME) is None
     assert store.trouble(NAME) is None
     assert store.journal(NAME).read() is None
-    assert store.accounts.read("https://ca/dir") is None
+    assert store.accounts.read(CA) is None
     assert store.internal_ca() is None
-    store.journal(NAME).clear()
+    await store.journal(NAME).clear()
     store.forget_trouble(NAME)
     store.sweep()
     assert not store.path.exists()
 
 
-def test_a_store_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+async def test_a_store_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"file/store cannot be .*: Not a directory: a file stands where a folder"):
-        Store(tmp_path / "file" / "store").accounts.write("https://ca/dir", Account(b"", "", ""))
+        await Store(tmp_path / "file" / "store").accounts.write(CA, Account(b"", "", ""))
 
 
 async def test_litter_of_a_crash_is_swept(store: Store) -> None:
@@ -265,16 +270,65 @@ async def test_litter_of_a_crash_is_swept(store: Store) -> None:
 # ---- what goes with a name ----------------------------------------------------------------------------
 
 
-def test_an_order_under_way_survives(store: Store) -> None:
-    record = OrderRecord("https://ca/dir", "https://ca/order/1", key_pem(new_key()))
-    store.journal(NAME).write(record)
-    assert Store(store.path).journal(NAME).read() == record
+async def test_an_order_under_way_survives(store: Store) -> None:
+    key = key_pem(new_key())
+    await store.journal(NAME).intend("https://ca/dir", key)
+    assert Store(store.path).journal(NAME).read() == OrderRecord("https://ca/dir", "", key)
+    await store.journal(NAME).place("https://ca/order/1")
+    assert Store(store.path).journal(NAME).read() == OrderRecord("https://ca/dir", "https://ca/order/1", key)
     assert store.journal("other.example.com").read() is None
-    newer = attrs.evolve(record, order_url="https://ca/order/2")
-    store.journal(NAME).write(newer)
-    assert store.journal(NAME).read() == newer
-    store.journal(NAME).clear()
+    newer = key_pem(new_key())
+    await store.journal(NAME).intend("https://ca/dir", newer)
+    assert store.journal(NAME).read() == OrderRecord("https://ca/dir", "", newer), "nothing of the first is left"
+    await store.journal(NAME).clear()
     assert store.journal(NAME).read() is None
+
+
+async def test_the_url_of_an_order_takes_no_room_that_its_intention_has_not_taken(store: Store) -> None:
+    await store.journal(NAME).intend("https://ca/dir", b"key")
+    (path,) = store.path.rglob("orders/*.json")
+    before = path.stat()
+    await store.journal(NAME).place("https://ca/order/" + "1" * 1000)
+    after = path.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+    assert [path] == list(path.parent.iterdir()), "not even beside it"
+    assert after.st_blocks == before.st_blocks
+
+
+async def test_a_url_that_is_longer_than_its_room_is_kept_all_the_same(store: Store) -> None:
+    url = "https://ca/order/" + "1" * 5000
+    await store.journal(NAME).intend("https://ca/dir", b"key")
+    await store.journal(NAME).place(url)
+    assert store.journal(NAME).read() == OrderRecord("https://ca/dir", url, b"key")
+
+
+async def test_a_url_that_a_crash_cut_off_leaves_the_intention(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    await store.journal(NAME).intend("https://ca/dir", b"key")
+    (path,) = store.path.rglob("orders/*.json")
+    intended = path.read_bytes()
+    await store.journal(NAME).place("https://ca/order/1")
+    placed = path.read_bytes()
+    start = intended.index(b"\n") + 1
+    for end in range(start, placed.index(b"}", start) + 1):
+        path.write_bytes(placed[:end] + intended[end:])
+        assert store.journal(NAME).read() == OrderRecord("https://ca/dir", "", b"key")
+    assert not caplog.records
+
+
+CA = AccountId("https://ca/dir")
+PROVENANCE = Provenance(0xABC, Origin(AccountId("https://ca/dir", "kid"), "https://ca/acct/1", "id.id", "short"))
+
+
+async def test_where_a_certificate_came_from_is_told_of_that_certificate_alone(store: Store) -> None:
+    made = bundle(NAME)
+    where = attrs.evolve(PROVENANCE, serial=made.leaf.serial)
+    assert store.origin(NAME, made.leaf) is None
+    await store.note_origin(NAME, where)
+    assert Store(store.path).origin(NAME, made.leaf) == where
+    assert store.origin(NAME, bundle(NAME).leaf) is None
+    revoked = attrs.evolve(where, revoked="keyCompromise")
+    await store.note_origin(NAME, revoked)
+    assert store.origin(NAME, made.leaf) == revoked
 
 
 TROUBLE = Trouble(3, NOW, NOW + timedelta(minutes=31, microseconds=5), "the CA said: ‘no’", rate_limited=True)
@@ -288,14 +342,36 @@ async def test_trouble_survives(store: Store) -> None:
     assert store.trouble(NAME) is None
 
 
-def test_accounts_are_kept_for_each_directory(store: Store) -> None:
+async def test_accounts_are_kept_for_each_directory_and_customer(store: Store) -> None:
     urls = ["https://ca.example/dir", "https://ca.example/dir2", "https://ca.example:14000/dir", "http://[::1]/../../x"]
-    for number, url in enumerate(urls):
-        store.accounts.write(url, Account(f"key {number}".encode(), f"https://ca/acct/{number}", "me@example.com"))
-    for number, url in enumerate(urls):
-        account = Account(f"key {number}".encode(), f"https://ca/acct/{number}", "me@example.com")
-        assert Store(store.path).accounts.read(url) == account
+    ids = [AccountId(url, eab) for url in urls for eab in ("", "kid", "../kid")]
+    accounts = [Account(f"key {i}".encode(), f"https://ca/acct/{i}", "me@example.com") for i in range(len(ids))]
+    for known, account in zip(ids, accounts, strict=True):
+        await store.accounts.write(known, account)
+    for known, account in zip(ids, accounts, strict=True):
+        assert Store(store.path).accounts.read(known) == account
     assert {path.parent for path in store.path.rglob("*.json")} == {store.path / "accounts"}
+
+
+async def test_a_key_that_is_to_take_the_place_of_another_is_kept_beside_it(store: Store) -> None:
+    both = Account(b"old", "https://ca/acct/1", "", b"new")
+    await store.accounts.write(CA, both)
+    assert store.accounts.read(CA) == both
+    assert "old" not in repr(both)
+    assert "new" not in repr(both)
+
+
+async def test_nothing_that_waits_for_the_disk_holds_up_the_loop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda _: threads.append(threading.get_ident()))
+    await store.journal(NAME).intend("https://ca/dir", b"key")
+    await store.journal(NAME).place("https://ca/order/1")
+    await store.accounts.write(CA, Account(b"key", "", ""))
+    await store.note_origin(NAME, PROVENANCE)
+    await store.note_trouble(NAME, TROUBLE)
+    await store.save(NAME, bundle(NAME))
+    assert len(threads) >= 6
+    assert threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}", b"null", b"\xff", b'{"failures": "x"}'])
@@ -303,13 +379,13 @@ async def test_damaged_notes_count_as_none_and_are_reported(
     damaged: bytes, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.note_trouble(NAME, TROUBLE)
-    store.journal(NAME).write(OrderRecord("d", "o", b"k"))
-    store.accounts.write("https://ca/dir", Account(b"k", "u", "c"))
+    await store.journal(NAME).intend("d", b"k")
+    await store.accounts.write(CA, Account(b"k", "u", "c"))
     for path in store.path.rglob("*.json"):
         path.write_bytes(damaged)
     assert store.trouble(NAME) is None
     assert store.journal(NAME).read() is None
-    assert store.accounts.read("https://ca/dir") is None
+    assert store.accounts.read(CA) is None
     assert caplog.text.count("is damaged and is not used") == 3
 
 

@@ -128,7 +128,7 @@ async def test_a_wish_does_not_wait_for_our_own_patience(tmp_path: Path, autojum
 
 async def test_a_wish_waits_for_the_cas_limits_unless_forced(tmp_path: Path, autojump_clock: Jumping) -> None:
     w = world(tmp_path, acme_site(NAME))
-    w.authority.errors[NAME] = [AcmeError("too many orders", retry_after=7200.0, rate_limited=True)]
+    w.authority.errors[NAME] = [AcmeError("too many orders", "limit", retry_after=7200.0)]
     await run_for(10, w)
     (waiting,) = await w.manager.renew([], False, nobody)
     assert waiting.result == "waiting"

@@ -6,21 +6,22 @@ import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import cast
 
 import attrs
 import trio
 
 from tests.certs.making import NOW, bundle, config
 from trioproxy.acme.client import AcmeClient
-from trioproxy.acme.order import Issued, Journal, OrderRecord, Report
+from trioproxy.acme.order import Issued, Journal, Origin, Report, Wanted
 from trioproxy.certs.bundle import Bundle
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import InternalCA
 from trioproxy.certs.manager import Manager
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
-from trioproxy.config.model import Acme, Config, KeyType, Passthrough, Site
+from trioproxy.config.model import AccountId, Acme, Config, Passthrough, Site
+from trioproxy.net.http_client import HttpClient
+from trioproxy.net.sock import Reaper
 from trioproxy.routing import RouteTable
 from trioproxy.snapshot import Cell, Contexts, Snapshot
 
@@ -76,12 +77,12 @@ class Authority:
     async def obtain(
         self,
         client: AcmeClient,
-        name: str,
-        key_type: KeyType,
+        wanted: Wanted,
         board: ChallengeBoard,
         journal: Journal,
         report: Report,
     ) -> Issued:
+        name = wanted.name
         self.orders.append((name, self.clock()))
         self._now += 1
         self.most = max(self.most, self._now)
@@ -91,9 +92,10 @@ class Authority:
             if errors := self.errors.get(name):
                 raise errors.pop(0)
             made = self.issue(name)
-            journal.write(OrderRecord("https://ca/dir", "https://ca/order/1", made.key_pem))
+            await journal.intend("https://ca/dir", made.key_pem)
+            await journal.place("https://ca/order/1")
             self.issued.setdefault(name, []).append(made)
-            return Issued(made.key_pem, made.chain_pem)
+            return Issued(made.key_pem, made.chain_pem, Origin(AccountId("https://ca/dir"), "https://ca/account/1", ""))
         finally:
             self._now -= 1
 
@@ -148,8 +150,8 @@ def world(
     source = ContextSource(store, InternalCA(store, clock))
     cell = Cell(snapshot(source, config(folder, *sites, passthrough=passthrough)))
 
-    def no_client(_: Acme) -> AcmeClient:
-        return cast(AcmeClient, None)
+    def no_client(settings: Acme) -> AcmeClient:
+        return AcmeClient(settings, HttpClient(None, Reaper()), store.accounts)
 
     manager = Manager(cell, ChallengeBoard(), store, source, no_client, clock, SameDice(), authority.obtain)
     return World(store, clock, authority, source, cell, manager)

@@ -6,7 +6,8 @@ our name, and nothing but certificates in the order in which TLS wants them goes
 
 from __future__ import annotations
 
-from datetime import datetime
+import hashlib
+from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from trioproxy.acme.problems import AcmeProtocolError
 from trioproxy.config.model import KeyType
@@ -27,6 +29,8 @@ MAX_CHAIN = 10
 """Certificates in a chain; real ones have two or three."""
 
 LeafKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+_ACME_IDENTIFIER = ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 
 _CURVES: dict[KeyType, type[ec.EllipticCurve]] = {"ecdsa-p256": ec.SECP256R1, "ecdsa-p384": ec.SECP384R1}
 _SIZES: dict[KeyType, int] = {"rsa-2048": 2048, "rsa-4096": 4096}
@@ -108,6 +112,36 @@ def checked_chain(pem: bytes, key_pem: bytes, name: str) -> bytes:
         chain.append(issuer)
         others.remove(issuer)
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
+
+
+def top_issuer(chain_pem: bytes) -> str:
+    """The common name of the root that a chain leads to: who issued its last certificate; "" for one without."""
+    names = x509.load_pem_x509_certificates(chain_pem)[-1].issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
+
+
+def proof_in_tls(name: str, key_authorization: str) -> bytes:
+    """The certificate that answers a tls-alpn-01 challenge (RFC 8737 section 3), and its key, PEM.
+
+    Args:
+        name: The host name.
+        key_authorization: What the certificate has to carry, as a digest.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ACME challenge")])
+    # acmeIdentifier ::= OCTET STRING (SIZE (32)): tag, length, SHA-256.
+    digest = b"\x04\x20" + hashlib.sha256(key_authorization.encode("ascii")).digest()
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=7))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.UnrecognizedExtension(_ACME_IDENTIFIER, digest), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return pem + certificate.public_bytes(Encoding.PEM)
 
 
 def well_worn(chain_pem: bytes, now: datetime) -> bool:

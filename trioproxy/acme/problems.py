@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from trioproxy.errors import AcmeError
+from trioproxy.errors import AcmeError, AcmeFailure
 
 NAMESPACE = "urn:ietf:params:acme:error:"
 
@@ -27,6 +27,18 @@ _SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
 VALIDATION = frozenset({"caa", "connection", "dns", "incorrectResponse", "tls", "unauthorized"})
 """Kinds of problems that mean, on an authorisation or an order, that a validation did not succeed."""
 
+_ACCOUNT = frozenset(
+    {
+        "accountDoesNotExist",
+        "badPublicKey",
+        "externalAccountRequired",
+        "invalidContact",
+        "unsupportedContact",
+        "userActionRequired",
+    }
+)
+"""Kinds that are about the account, and so about every name."""
+
 
 @attrs.frozen
 class Problem:
@@ -39,6 +51,7 @@ class Problem:
         status: The HTTP status; 0 for a problem inside another object that does not say.
         subproblems: One for each identifier that the CA has something to say of.
         retry_after: Seconds to wait, None when the CA names none.
+        instance: A URL where there is more about it, "" for none.
     """
 
     kind: str
@@ -46,6 +59,7 @@ class Problem:
     status: int
     subproblems: tuple[Problem, ...] = ()
     retry_after: float | None = None
+    instance: str = ""
 
     @classmethod
     def parse(cls, value: Any, status: int = 0, retry_after: float | None = None) -> Problem:
@@ -58,6 +72,7 @@ class Problem:
         """
         fields = value if isinstance(value, dict) else {}
         kind, detail, subproblems = fields.get("type"), fields.get("detail"), fields.get("subproblems")
+        instance = fields.get("instance")
         if not status and type(fields.get("status")) is int:
             status = fields["status"]
         return cls(
@@ -69,7 +84,13 @@ class Problem:
                 for part in map(cls.parse, subproblems[:MAX_SUBPROBLEMS] if isinstance(subproblems, list) else ())
             ),
             retry_after=retry_after,
+            instance=plain(instance) if isinstance(instance, str) else "",
         )
+
+    @property
+    def core(self) -> str:
+        """The kind that says most: of a compound problem (section 6.7.1) the first of its parts'."""
+        return self.subproblems[0].kind if self.kind == "compound" and self.subproblems else self.kind
 
     def words(self) -> str:
         """The problem in one line, for people."""
@@ -79,13 +100,20 @@ class Problem:
 
 
 class AcmeProblem(AcmeError):
-    """The CA refused a request; `problem` is what it said."""
+    """The CA refused a request; `problem` is what it said.
 
-    def __init__(self, doing: str, problem: Problem) -> None:
+    Args:
+        doing: What it was asked for, to stand after "refused".
+        problem: Its answer.
+        failure: What kind of failure that is, where the request tells more of it than the answer.
+    """
+
+    def __init__(self, doing: str, problem: Problem, failure: AcmeFailure | None = None) -> None:
+        said = problem.words()
+        if problem.kind == "userActionRequired" and problem.instance:
+            said += f". Open {problem.instance} in a browser and do what it asks for"
         super().__init__(
-            f"the CA refused {doing}: {problem.words()}",
-            retry_after=problem.retry_after,
-            rate_limited=problem.status == 429 or problem.kind == "rateLimited",
+            f"the CA refused {doing}: {said}", failure or _failure(problem), retry_after=problem.retry_after
         )
         self.problem = problem
 
@@ -93,16 +121,31 @@ class AcmeProblem(AcmeError):
 class AcmeProtocolError(AcmeError):
     """The CA's answer is not what RFC 8555 says."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "nonsense")
+
 
 class AcmeUnreachable(AcmeError):
     """The CA cannot be reached, is not to be trusted, or does not answer in time."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "unreachable")
+
+
+def _failure(problem: Problem) -> AcmeFailure:
+    kind = problem.core
+    if problem.status == 429 or kind == "rateLimited":
+        return "limit"
+    if problem.status >= 500:
+        return "unreachable"
+    if kind in _ACCOUNT:
+        return "account"
+    return "caa" if kind == "caa" else "dns" if kind == "dns" else "refused"
+
 
 def passing(error: AcmeError) -> bool:
     """Whether the very same request may succeed a little later: the network's trouble, or the CA's own."""
-    if isinstance(error, AcmeProblem):
-        return error.rate_limited or error.problem.status >= 500
-    return isinstance(error, AcmeUnreachable)
+    return error.failure in ("limit", "unreachable")
 
 
 def plain(text: str) -> str:
@@ -148,31 +191,3 @@ def http_date(text: str) -> float | None:
     except (ValueError, OverflowError):
         return None
     return moment.timestamp()
-
-
-def explain_validation(name: str, problem: Problem | None) -> str:
-    """Why a validation by HTTP-01 did not succeed, what the CA says of it, and what to look at."""
-    kind = "" if problem is None else problem.kind
-    remedy = _REMEDIES.get(kind, "the CA did not accept the answer to its challenge").format(name=name)
-    return f"{remedy}. The CA says: {'nothing' if problem is None else problem.words()}"
-
-
-_REMEDIES = {
-    "connection": (
-        "the CA could not connect to port 80 of {name}. The likely cause is that the router does not forward port 80 to"
-        " this machine, that a firewall or the provider blocks it, or that the name's A or AAAA record holds an old"
-        " address"
-    ),
-    "dns": "the CA found no address for {name}. Look at its A and AAAA records, and at the DNS servers of its domain",
-    "unauthorized": (
-        "something answered the CA on port 80 of {name}, but not with the answer to its challenge. The likely cause is"
-        " that the name's A or AAAA record, or the router's forwarding of port 80, leads elsewhere than to this"
-        " trioproxy"
-    ),
-    "caa": "a CAA record of {name} or of its domain forbids this CA to issue. Add the CA there, or remove the record",
-    "tls": (
-        "the CA was led to an https address for {name} and could not speak TLS there. Look for a redirect on port 80"
-        " in front of this trioproxy"
-    ),
-}
-_REMEDIES["incorrectResponse"] = _REMEDIES["unauthorized"]

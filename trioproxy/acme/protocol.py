@@ -1,38 +1,28 @@
-"""RFC 8555 as values: what a certificate authority sends, read; what it is sent, signed. Pure.
-
-Requests are signed by `acme.jws` and `josepy`, which are imported where they are used: together they take 30 ms
-that no start should wait for.
-"""
+"""RFC 8555 as values: what a certificate authority sends, read. What it is sent is `acme/signing`. Pure."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 import attrs
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
-from trioproxy.acme.problems import AcmeProtocolError, Problem
+from trioproxy.acme.problems import AcmeProtocolError, Problem, plain
 from trioproxy.challenges import TOKEN
-from trioproxy.errors import AcmeError
 
 HTTP01 = "http-01"
+TLSALPN01 = "tls-alpn-01"
 
 OrderStatus = Literal["pending", "ready", "processing", "valid", "invalid"]
 AuthorizationStatus = Literal["pending", "valid", "invalid", "deactivated", "expired", "revoked"]
 ChallengeStatus = Literal["pending", "processing", "valid", "invalid"]
 
-_NONCE = re.compile(r"[A-Za-z0-9_-]{1,1000}", re.ASCII)
+MAX_PROFILES = 50
+
+_LINK = re.compile(r'<([^<>\s]*)>((?:\s*;\s*[!#$%&\'*+.^_`|~\w-]+\s*(?:=\s*(?:"[^"]*"|[^\s;,"]*))?)*)')
+_REL = re.compile(r';\s*rel\s*=\s*(?:"([^"]*)"|([^\s;,"]*))', re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -47,27 +37,47 @@ class Directory:
     Attributes:
         terms_of_service: Where the terms can be read, "" when there are none.
         external_account_required: The CA opens accounts only for customers that it knows from elsewhere.
+        key_change: Takes a new key for an account, "" where the CA has no such thing.
+        revoke_cert: Takes what is to be revoked, "" likewise.
+        renewal_info: Tells when to renew (RFC 9773), "" likewise.
+        profiles: What kinds of certificates the CA offers by name (draft-ietf-acme-profiles), and what it says of each.
     """
 
     new_nonce: str
     new_account: str
     new_order: str
-    terms_of_service: str
-    external_account_required: bool
+    terms_of_service: str = ""
+    external_account_required: bool = False
+    key_change: str = ""
+    revoke_cert: str = ""
+    renewal_info: str = ""
+    profiles: Mapping[str, str] = attrs.field(factory=dict)
 
     @classmethod
     def parse(cls, body: bytes) -> Directory:
         """Read a directory object. Raises AcmeProtocolError."""
-        fields = _Fields.of(body, "directory")
+        fields = Fields.of(body, "directory")
         meta = fields.fields.get("meta")
-        about = _Fields("directory", meta if isinstance(meta, dict) else {})
+        about = Fields("directory", meta if isinstance(meta, dict) else {})
         return cls(
             new_nonce=fields.text("newNonce"),
             new_account=fields.text("newAccount"),
             new_order=fields.text("newOrder"),
             terms_of_service=about.text("termsOfService", ""),
             external_account_required=about.fields.get("externalAccountRequired") is True,
+            key_change=fields.text("keyChange", ""),
+            revoke_cert=fields.text("revokeCert", ""),
+            renewal_info=fields.text("renewalInfo", ""),
+            profiles=_profiles(about.fields.get("profiles")),
         )
+
+
+def _profiles(value: object) -> dict[str, str]:
+    """Profiles that are no object, or none that makes sense, are as good as none: an order goes without them."""
+    if not isinstance(value, dict):
+        return {}
+    items = [(plain(name), said) for name, said in value.items()]
+    return {name: plain(said) if isinstance(said, str) else "" for name, said in items[:MAX_PROFILES]}
 
 
 @attrs.frozen
@@ -94,11 +104,11 @@ class Order:
     @classmethod
     def parse(cls, url: str, body: bytes) -> Order:
         """Read an order object. Raises AcmeProtocolError."""
-        fields = _Fields.of(body, "order")
+        fields = Fields.of(body, "order")
         return cls(
             url=url,
             status=fields.one_of("status", get_args(OrderStatus)),
-            names=tuple(_Fields("order", item).text("value").lower() for item in fields.list_of("identifiers", dict)),
+            names=tuple(Fields("order", item).text("value").lower() for item in fields.list_of("identifiers", dict)),
             authorizations=tuple(fields.list_of("authorizations", str)),
             finalize=fields.text("finalize"),
             certificate=fields.text("certificate", ""),
@@ -127,7 +137,7 @@ class Authorization:
     @classmethod
     def parse(cls, body: bytes) -> Authorization:
         """Read an authorisation object. Raises AcmeProtocolError."""
-        fields = _Fields.of(body, "authorization")
+        fields = Fields.of(body, "authorization")
         return cls(
             status=fields.one_of("status", get_args(AuthorizationStatus)),
             challenges=tuple(_challenge(item) for item in fields.list_of("challenges", dict)),
@@ -143,7 +153,7 @@ class Authorization:
 
 
 def _challenge(item: dict[str, Any]) -> Challenge:
-    fields = _Fields("challenge", item)
+    fields = Fields("challenge", item)
     kind, token = fields.text("type"), fields.text("token", "")
     if kind == HTTP01 and not TOKEN.fullmatch(token):
         # It becomes a path that port 80 answers: what is no token must not get near it.
@@ -153,29 +163,43 @@ def _challenge(item: dict[str, Any]) -> Challenge:
 
 
 @attrs.frozen
-class _Fields:
-    """A JSON object whose members are asked for by their type."""
+class Fields:
+    """A JSON object whose members are asked for by their type; what is missing or another is an AcmeProtocolError.
+
+    Attributes:
+        what: What of the CA's it is, for messages.
+        fields: As it was decoded.
+    """
 
     what: str
     fields: dict[str, Any]
 
     @classmethod
-    def of(cls, body: bytes, what: str) -> _Fields:
+    def of(cls, body: bytes, what: str) -> Fields:
+        """Decode one."""
         value = decode(body)
         if not isinstance(value, dict):
             raise AcmeProtocolError(f"the CA's {what} is no JSON object")
         return cls(what, value)
 
     def text(self, key: str, default: str | None = None) -> str:
+        """A text; `default` where there is none and that is given."""
         return self._get(key, str, default)
 
+    def object(self, key: str) -> dict[str, Any]:
+        """An object."""
+        found: dict[str, Any] = self._get(key, dict, None)
+        return found
+
     def list_of(self, key: str, kind: type[T]) -> list[T]:
+        """A list of which each item is of one kind."""
         items: list[Any] = self._get(key, list, None)
         if not all(isinstance(item, kind) for item in items):
             raise self._wrong(key)
         return items
 
     def one_of(self, key: str, values: tuple[T, ...], default: T | None = None) -> T:
+        """One of some values."""
         value = self.fields.get(key, default)
         found = next((known for known in values if known == value), None)
         if found is None:
@@ -183,6 +207,7 @@ class _Fields:
         return found
 
     def problem(self) -> Problem | None:
+        """Its error, if it has one."""
         error = self.fields.get("error")
         return None if error is None else Problem.parse(error)
 
@@ -196,97 +221,20 @@ class _Fields:
         return AcmeProtocolError(f"the CA's {self.what} has no valid {key!r}")
 
 
+def links(fields: Iterable[str], rel: str) -> list[str]:
+    """The targets, absolute or not, of those in Link fields (RFC 8288) that have the relation `rel`."""
+    found = []
+    for field in fields:
+        for target, parameters in _LINK.findall(field):
+            relation = _REL.search(parameters)
+            if relation and rel in (relation[1] or relation[2] or "").lower().split():
+                found.append(target)
+    return found
+
+
 def decode(body: bytes) -> Any:
     """Decoded JSON, None when it is none."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
-
-
-# ---- what is sent ---------------------------------------------------------------------------------------
-
-
-def new_account_key() -> bytes:
-    """A fresh P-256 key for an account, as PKCS#8 PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-class AccountKey:
-    """Signs an account's requests.
-
-    Args:
-        pem: A P-256 private key.
-
-    Raises:
-        AcmeError: it is none.
-    """
-
-    def __init__(self, pem: bytes) -> None:
-        from josepy.jwk import JWKEC
-
-        try:
-            key = load_pem_private_key(pem, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-            raise AcmeError("the key of the account at the CA cannot be read") from exc
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise AcmeError("the key of the account at the CA is no P-256 key")
-        self._jwk = JWKEC(key=key)
-
-    def sign(self, url: str, nonce: str, payload: bytes, account_url: str = "") -> bytes:
-        """The body of a POST (section 6.2): a flattened JWS, ES256.
-
-        Args:
-            url: Where it is sent.
-            nonce: A nonce that `usable_nonce` holds good.
-            payload: JSON, or b"" for POST-as-GET (section 6.3).
-            account_url: Names the signer; "" lets the request carry the public key, as newAccount wants it.
-        """
-        from acme.jws import JWS
-        from josepy.json_util import decode_b64jose
-        from josepy.jwa import ES256
-
-        signed = JWS.sign(payload, self._jwk, ES256, decode_b64jose(nonce), url=url, kid=account_url or None)
-        text: str = signed.json_dumps()
-        return text.encode("ascii")
-
-    def key_authorization(self, token: str) -> str:
-        """What answers a challenge with this token (section 8.1): the token and the key's thumbprint (RFC 7638)."""
-        return f"{token}.{base64url(self._jwk.thumbprint())}"
-
-
-def usable_nonce(text: str) -> bool:
-    """Whether a Replay-Nonce can be used; others are ignored, as section 6.5.1 wants.
-
-    The signer decodes a nonce and encodes it again, so one in a form that this changes would come back as another.
-    """
-    if not _NONCE.fullmatch(text):
-        return False
-    try:
-        return base64url(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))) == text
-    except binascii.Error:
-        return False
-
-
-def base64url(data: bytes) -> str:
-    """Base64url without padding (RFC 7515, appendix C)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-def account_payload(email: str, *, agree: bool) -> bytes:
-    """What newAccount, or with `agree` off an update of the contact, is sent (sections 7.3 and 7.3.2)."""
-    fields: dict[str, Any] = {"contact": [f"mailto:{email}"] if email else []}
-    if agree:
-        fields["termsOfServiceAgreed"] = True
-    return json.dumps(fields).encode()
-
-
-def order_payload(name: str) -> bytes:
-    """What newOrder is sent (section 7.4)."""
-    return json.dumps({"identifiers": [{"type": "dns", "value": name}]}).encode()
-
-
-def finalize_payload(csr: bytes) -> bytes:
-    """What an order's finalize URL is sent: the CSR in DER (section 7.4)."""
-    return json.dumps({"csr": base64url(csr)}).encode()

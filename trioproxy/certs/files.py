@@ -117,6 +117,25 @@ def replace(
         raise
 
 
+def write_into(path: Path, at: int, data: bytes) -> None:
+    """Overwrite a part of a file that is there, and wait until that would survive a loss of power.
+
+    It takes no new room, except where the file system never writes in place.
+
+    Raises:
+        StoreError: it cannot be written; what the part holds then is not known.
+    """
+    with explained(path, "be written"):
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            while data:
+                done = os.pwrite(fd, data, at)
+                data, at = data[done:], at + done
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until renames in `folder` would survive a loss of power; OSError as it comes."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

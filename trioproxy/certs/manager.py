@@ -22,6 +22,7 @@ import trio
 
 from trioproxy.acme.client import AcmeClient
 from trioproxy.acme.order import Report, obtain
+from trioproxy.certs.authorities import Authorities
 from trioproxy.certs.bundle import Leaf
 from trioproxy.certs.contexts import ContextSource, read_files
 from trioproxy.certs.internal_ca import Clock, utc_now
@@ -86,7 +87,8 @@ class Manager:
         obtain: Obtain = obtain,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - it spreads load, it keeps no secret
-        self._work = Renewals(cell, board, store, source, make_client, clock, rng, obtain)
+        self._authorities = Authorities(cell, make_client)
+        self._work = Renewals(cell, board, store, source, self._authorities, clock, rng, obtain)
         self._cell = cell
         self._store = store
         self._source = source
@@ -245,6 +247,34 @@ class Manager:
                 nursery.start_soon(one, name)
         return [outcomes[name] for name in wanted]
 
+    async def revoke(self, text: str, reason: str, report: Report) -> Outcome:
+        """Have a site's certificate revoked, and another one ordered at once. It is served until that is there.
+
+        Args:
+            text: The site, as a person calls it.
+            reason: One of `acme.signing.REASONS`.
+            report: Gets each line of progress, beginning with the name.
+
+        Raises:
+            ControlError: there is no such site, or it has no certificate that could be revoked.
+            AcmeError: the CA does not revoke it.
+            StoreError: the store cannot be read.
+        """
+        (name,) = self.named([text])
+        if self._config.sites[name].tls != "acme":
+            raise ControlError(f"{name} has a certificate of the internal CA: `certs renew {name}` replaces it")
+        await self._work.revoke(name, reason, lambda line: report(f"{name}: {line}"))
+        report(f"{name}: it is revoked; ordering another one")
+        outcome = await self._wish(name, True, lambda line: report(f"{name}: {line}"))
+        if outcome.result == "renewed":
+            return attrs.evolve(outcome, detail=f"the revoked certificate is replaced: {outcome.detail}")
+        still = "it is revoked, and still served, for there is no other one yet"
+        return attrs.evolve(outcome, detail=f"{still}: {outcome.detail}")
+
+    async def roll_over(self, directory: str, report: Report) -> str:
+        """`Authorities.roll_over`."""
+        return await self._authorities.roll_over(directory, report)
+
     async def _wish(self, name: str, force: bool, report: Report) -> Outcome:
         site = self._config.sites.get(name)
         if site is not None and site.tls == "internal":
@@ -322,7 +352,7 @@ class Manager:
 
 
 def handlers(manager: Manager) -> dict[str, Handler]:
-    """What the control socket carries out for `certs list` and `certs renew`."""
+    """What the control socket carries out for the commands of `certs`."""
 
     async def list_all(_: dict[str, Any], __: Report) -> dict[str, Any]:
         await manager.look()
@@ -332,4 +362,11 @@ def handlers(manager: Manager) -> dict[str, Handler]:
         outcomes = await manager.renew([str(name) for name in arguments["names"]], bool(arguments["force"]), report)
         return {"outcomes": [attrs.asdict(outcome) for outcome in outcomes]}
 
-    return {"certs.list": list_all, "certs.renew": renew}
+    async def revoke(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+        outcome = await manager.revoke(str(arguments["name"]), str(arguments["reason"]), report)
+        return {"outcomes": [attrs.asdict(outcome)]}
+
+    async def roll_over(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+        return {"done": await manager.roll_over(str(arguments["directory"]), report)}
+
+    return {"certs.list": list_all, "certs.renew": renew, "certs.revoke": revoke, "certs.rollover": roll_over}

@@ -17,21 +17,23 @@ import attrs
 import trio
 
 from trioproxy.acme.client import AcmeClient
-from trioproxy.acme.order import Issued, Journal, Report
+from trioproxy.acme.order import Issued, Journal, Origin, Report, Wanted
 from trioproxy.certs import policy
+from trioproxy.certs.authorities import Authorities
 from trioproxy.certs.bundle import Bundle, Leaf
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import Clock
+from trioproxy.certs.records import Provenance
 from trioproxy.certs.status import Outcome, authority, day, time_of_day
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
-from trioproxy.config.model import Acme, KeyType, Site
-from trioproxy.errors import AcmeError, CertificateError, StoreError, TrioproxyError
+from trioproxy.config.model import Site
+from trioproxy.errors import AcmeError, CertificateError, ControlError, StoreError, TrioproxyError
 from trioproxy.snapshot import Cell, Snapshot
 
 log = logging.getLogger("trioproxy.certs")
 
-Obtain = Callable[[AcmeClient, str, KeyType, ChallengeBoard, Journal, Report], Awaitable[Issued]]
+Obtain = Callable[[AcmeClient, Wanted, ChallengeBoard, Journal, Report], Awaitable[Issued]]
 """`trioproxy.acme.order.obtain`, or what stands in for it."""
 
 
@@ -75,7 +77,7 @@ class Renewals:
         board: Where challenges are answered.
         store: Keys, certificates, failures.
         source: Makes contexts.
-        make_client: A client for an ACME directory.
+        authorities: Whom to ask.
         clock: The wall clock, UTC.
         rng: Spreads attempts after failures.
         obtain: Carries out an order.
@@ -90,7 +92,7 @@ class Renewals:
         board: ChallengeBoard,
         store: Store,
         source: ContextSource,
-        make_client: Callable[[Acme], AcmeClient],
+        authorities: Authorities,
         clock: Clock,
         rng: random.Random,
         obtain: Obtain,
@@ -100,11 +102,10 @@ class Renewals:
         self._board = board
         self._store = store
         self._source = source
-        self._make_client = make_client
+        self._authorities = authorities
         self._clock = clock
         self._rng = rng
         self._carry_out = obtain
-        self._client: tuple[Acme, AcmeClient] | None = None
 
     def look_at(self, site: Site) -> Known:
         """Learn what the store has for `site`, and have it served if another certificate is.
@@ -127,7 +128,9 @@ class Renewals:
                 leaf, problem = None, str(exc)
         if leaf is None and site.name not in self._cell.current.awaiting:
             self._cell.update(lambda s: attrs.evolve(s, awaiting=s.awaiting | {site.name}))
-        known = self.known[site.name] = Known(leaf, renews(leaf), trouble, problem)
+        where = None if leaf is None else self._store.origin(site.name, leaf)
+        revoked = where is not None and bool(where.revoked)
+        known = self.known[site.name] = Known(leaf, LONG_AGO if revoked else renews(leaf), trouble, problem)
         return known
 
     def _is_news(self, name: str, leaf: Leaf) -> bool:
@@ -160,7 +163,7 @@ class Renewals:
             async with self._store.lock(name):
                 known, now = self.look_at(site), self._clock()
                 if known.leaf is not None and known.renews > now and (not force or known.leaf != before):
-                    self._all_is_well(name)  # perhaps because another process has seen to it meanwhile
+                    await self._all_is_well(name)  # perhaps because another process has seen to it meanwhile
                     return Outcome(name, "kept", self._dates(known.leaf))
                 trouble = known.trouble
                 if trouble is not None and trouble.holds(now) and not force and (trouble.rate_limited or not wished):
@@ -180,9 +183,10 @@ class Renewals:
         name = site.name
         self._announce(name, known)
         report(f"asking {authority(self._cell.current.config.acme.directory)}")
-        bundle = await self._obtain(site, report)
+        bundle, origin = await self._obtain(site, report)
         await self._store.save(name, bundle)
         self._publish(site, bundle)
+        await self._note_origin(name, Provenance(bundle.leaf.serial, origin))
         now, leaf = self._clock(), bundle.leaf
         self.known[name] = Known(leaf, renews(leaf), known.trouble)
         log.info("%s  %s; new handshakes already get it", name, self._dates(leaf))
@@ -191,21 +195,48 @@ class Renewals:
             wrong = "the new certificate is due for renewal from the start: is this machine's clock right?"
             await self.failed(name, CertificateError(wrong))
         else:
-            self._all_is_well(name)
+            await self._all_is_well(name)
         return Outcome(name, "renewed", self._dates(leaf))
 
-    async def _obtain(self, site: Site, report: Report) -> Bundle:
-        acme = self._cell.current.config.acme
-        if self._client is None or self._client[0] != acme:
-            self._client = (acme, self._make_client(acme))
+    async def _obtain(self, site: Site, report: Report) -> tuple[Bundle, Origin]:
+        client = self._authorities.client(self._cell.current.config.acme)
         journal, present = self._store.journal(site.name), self._store.load(site.name)
         if present is not None and (record := journal.read()) and record.key_pem.strip() == present.key_pem.strip():
-            journal.clear()  # that order brought the present certificate; a crash kept it from being crossed out
-        issued = await self._carry_out(self._client[1], site.name, site.key_type, self._board, journal, report)
+            await journal.clear()  # that order brought the present certificate; a crash kept it from being crossed out
+        old = None if present is None else self._store.origin(site.name, present.leaf)
+        wanted = Wanted(site.name, site.key_type, client.settings.challenges, old.origin if old else None)
+        issued = await self._carry_out(client, wanted, self._board, journal, report)
         bundle = Bundle.of(issued.key_pem, issued.chain_pem)
         if bundle.leaf.not_after <= self._clock():
             raise CertificateError("the CA issued a certificate that has expired: is this machine's clock right?")
-        return bundle
+        return bundle, issued.origin
+
+    async def _note_origin(self, name: str, where: Provenance) -> None:
+        """The certificate is in its place, so what is told of it beside that must not be called a failure."""
+        try:
+            await self._store.note_origin(name, where)
+        except StoreError as exc:
+            log.warning("%s  where its certificate came from is not kept: %s", name, exc)
+
+    async def revoke(self, name: str, reason: str, report: Report) -> None:
+        """Have the certificate of `name` revoked, so that it is due; it is served until another one is there.
+
+        Raises:
+            ControlError: there is none that could be revoked.
+            AcmeError: the CA does not do it.
+            StoreError: the store cannot be read.
+        """
+        async with self._store.lock(name):
+            bundle = self._store.load(name)
+            if bundle is None:
+                raise ControlError(f"{name} has no certificate of a public CA that could be revoked")
+            where = self._store.origin(name, bundle.leaf)
+            await self._authorities.revoke(bundle, where, reason, report)
+            log.warning("%s  its certificate has been revoked (%s)", name, reason)
+            if where is None:
+                settings = self._authorities.configured[0]
+                where = Provenance(bundle.leaf.serial, Origin(settings.account, "", ""))
+            await self._note_origin(name, attrs.evolve(where, revoked=reason))
 
     def _publish(self, site: Site, bundle: Bundle) -> None:
         """Let handshakes from now on get `bundle`, unless a reload has given the site other certificates meanwhile.
@@ -226,11 +257,11 @@ class Renewals:
 
     # ---- what went well, what went wrong ------------------------------------------------------------
 
-    def _all_is_well(self, name: str) -> None:
+    async def _all_is_well(self, name: str) -> None:
         """Forget what went wrong before. The certificate is in its place, so nothing here may call that a failure."""
         self.known[name] = attrs.evolve(self.known[name], trouble=None)
         try:
-            self._store.journal(name).clear()
+            await self._store.journal(name).clear()
             self._store.forget_trouble(name)
         except StoreError as exc:
             log.warning("%s  has its certificate, but earlier notes about it are not removed: %s", name, exc)

@@ -3,9 +3,10 @@
     certificates/NAME.pem                   key and chain of a name (certs/bundle.py says how)
     certificates/NAME.pem.previous          the pair before that
     certificates/NAME.pem.corrupt-TIME      a pair that did not load, set aside for a person to look at
+    origins/NAME.json                       which account at which CA ordered the certificate, and whether it is revoked
     orders/NAME.json                        an order under way, so that a crash resumes it instead of ordering again
     trouble/NAME.json                       failures in a row and the time of the next attempt (certs/policy.py)
-    accounts/HOST-HASH.json                 the account at one ACME directory
+    accounts/HOST-HASH.json                 the account at one ACME directory, as one customer of its (EAB)
     locks/NAME.lock                         who works on a name (flock)
     internal/ca.pem                         key and certificate of the internal CA
     internal/ca.crt                         its certificate alone, to be imported into browsers
@@ -16,8 +17,7 @@ Folders are 0700 and files 0600. NAME is the host name with `_wildcard` for `*`;
 or doubled dot, so no two come out as one file, and none leads out of its folder. Each name has files of its own: what
 happens to one touches no other, and a start with ten thousand names lists one folder instead of opening them.
 
-What writes certificates waits for the disk in a thread. The rest is synchronous: reading is a matter of microseconds,
-and orders and accounts are written once in weeks.
+What is written waits for the disk in a thread; reading is synchronous, a matter of microseconds.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from trioproxy.acme.client import Account
-from trioproxy.acme.order import OrderRecord
 from trioproxy.certs import files
-from trioproxy.certs.bundle import Bundle
+from trioproxy.certs.bundle import Bundle, Leaf
 from trioproxy.certs.policy import Trouble
+from trioproxy.certs.records import Accounts, OrderJournal, Provenance, as_json, provenance
 from trioproxy.errors import CertificateError
 from trioproxy.names import MAX_NAME
 
@@ -50,8 +49,9 @@ log = logging.getLogger("trioproxy.certs")
 
 T = TypeVar("T")
 
-CERTIFICATES, ORDERS, TROUBLE, ACCOUNTS, LOCKS, INTERNAL = (
+CERTIFICATES, ORIGINS, ORDERS, TROUBLE, ACCOUNTS, LOCKS, INTERNAL = (
     "certificates",
+    "origins",
     "orders",
     "trouble",
     "accounts",
@@ -147,8 +147,8 @@ class Store:
         path = self._certificate(name)
         old = self.load(name)
         if old is not None and old != bundle:
-            self._write(path.with_name(f"{path.name}.previous"), old.pem)
-        self._write(path, bundle.pem, bundle)
+            self.write(path.with_name(f"{path.name}.previous"), old.pem)
+        self.write(path, bundle.pem, bundle)
 
     def _certificate(self, name: str) -> Path:
         return self.path / CERTIFICATES / f"{stem_of(name)}.pem"
@@ -165,7 +165,7 @@ class Store:
 
     def journal(self, name: str) -> OrderJournal:
         """Where the order of `name` that is under way is written down."""
-        return OrderJournal(self, name)
+        return OrderJournal(self, self.path / ORDERS / f"{stem_of(name)}.json")
 
     def trouble(self, name: str) -> Trouble | None:
         """What went wrong last for `name`, None if its last attempt worked. Raises StoreError."""
@@ -193,12 +193,24 @@ class Store:
     def _trouble(self, name: str) -> Path:
         return self.path / TROUBLE / f"{stem_of(name)}.json"
 
+    def origin(self, name: str, leaf: Leaf) -> Provenance | None:
+        """Where the certificate `leaf` of `name` came from, None if that is not known. Raises StoreError."""
+        found = self.read_json(self._origin(name), provenance)
+        return found if found is not None and found.serial == leaf.serial else None
+
+    async def note_origin(self, name: str, where: Provenance) -> None:
+        """Write down where the certificate of `name` came from. Raises StoreError."""
+        await trio.to_thread.run_sync(self.write_json, self._origin(name), as_json(where))
+
+    def _origin(self, name: str) -> Path:
+        return self.path / ORIGINS / f"{stem_of(name)}.json"
+
     # ---- all names' ---------------------------------------------------------------------------------
 
     @property
     def accounts(self) -> Accounts:
         """The accounts at ACME directories."""
-        return Accounts(self)
+        return Accounts(self, self.path / ACCOUNTS)
 
     def internal_ca(self) -> Bundle | None:
         """Key and certificate of the internal CA. Raises StoreError, or CertificateError if it is damaged."""
@@ -210,9 +222,9 @@ class Store:
         path = self.path / INTERNAL / "ca.pem"
         old = files.read(path)
         if old is not None:
-            self._write(path.with_name("ca.pem.previous"), old)
-        self._write(path, bundle.pem, bundle)
-        self._write(self.internal_ca_certificate, bundle.chain_pem)
+            self.write(path.with_name("ca.pem.previous"), old)
+        self.write(path, bundle.pem, bundle)
+        self.write(self.internal_ca_certificate, bundle.chain_pem)
 
     @property
     def internal_ca_certificate(self) -> Path:
@@ -225,7 +237,7 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what interrupted writers left behind. Never fails."""
-        for folder in (CERTIFICATES, ORDERS, TROUBLE, ACCOUNTS, INTERNAL):
+        for folder in (CERTIFICATES, ORIGINS, ORDERS, TROUBLE, ACCOUNTS, INTERNAL):
             files.sweep(self.path / folder, time.time() - LEFT_BEHIND)
 
     # ---- inside -------------------------------------------------------------------------------------
@@ -245,8 +257,8 @@ class Store:
         files.make_folder(self.path / name, self.owner())
         return self.path / name
 
-    def _write(self, path: Path, data: bytes, bundle: Bundle | None = None) -> None:
-        """Put a file in its place; if it is a bundle, only after it was read back and TLS took it."""
+    def write(self, path: Path, data: bytes, bundle: Bundle | None = None) -> None:
+        """Put a file in its place; a bundle only after it was read back and TLS took it. Raises StoreError."""
 
         def check(aside: Path) -> None:
             if bundle is not None and Bundle.parse(files.read(aside) or b"") != bundle:
@@ -262,8 +274,10 @@ class Store:
     def read_json(self, path: Path, build: Callable[[Mapping[str, Any]], T]) -> T | None:
         """What `build` makes of a JSON file; None if there is none, or none that makes sense. Raises StoreError."""
         data = files.read(path)
-        if data is None:
-            return None
+        return None if data is None else self.built(path, data, build)
+
+    def built(self, path: Path, data: bytes, build: Callable[[Mapping[str, Any]], T]) -> T | None:
+        """What `build` makes of JSON that was read from `path`; None, and an error in the log, if it makes no sense."""
         try:
             return build(json.loads(data))
         except (KeyError, TypeError, ValueError):
@@ -272,7 +286,7 @@ class Store:
 
     def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
         """Replace a JSON file. Raises StoreError."""
-        self._write(path, json.dumps(values, indent=1).encode() + b"\n")
+        self.write(path, json.dumps(values, indent=1).encode() + b"\n")
 
 
 def _moment(text: str) -> datetime:
@@ -280,70 +294,3 @@ def _moment(text: str) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("a moment without its offset from UTC")
     return moment
-
-
-@attrs.frozen
-class OrderJournal:
-    """The order of one name that is under way: `trioproxy.acme.order.Journal`."""
-
-    _store: Store
-    _name: str
-
-    def read(self) -> OrderRecord | None:
-        """The order that was written down last and not cleared. Raises StoreError."""
-        return self._store.read_json(
-            self._path,
-            lambda values: OrderRecord(
-                directory=str(values["directory"]),
-                order_url=str(values["order_url"]),
-                key_pem=str(values["key_pem"]).encode("ascii"),
-            ),
-        )
-
-    def write(self, record: OrderRecord) -> None:
-        """Write an order down; when this returns it survives a crash. Raises StoreError."""
-        values = {
-            "directory": record.directory,
-            "order_url": record.order_url,
-            "key_pem": record.key_pem.decode("ascii"),
-        }
-        self._store.write_json(self._path, values)
-
-    def clear(self) -> None:
-        """There is no order under way any more. Raises StoreError."""
-        files.remove(self._path)
-
-    @property
-    def _path(self) -> Path:
-        return self._store.path / ORDERS / f"{stem_of(self._name)}.json"
-
-
-@attrs.frozen
-class Accounts:
-    """The accounts at ACME directories, one file each: `trioproxy.acme.client.AccountKeeper`."""
-
-    _store: Store
-
-    def read(self, directory: str) -> Account | None:
-        """The account at a directory's URL, None if there is none. Raises StoreError."""
-        return self._store.read_json(
-            self._path(directory),
-            lambda values: Account(
-                key_pem=str(values["key_pem"]).encode("ascii"), url=str(values["url"]), contact=str(values["contact"])
-            ),
-        )
-
-    def write(self, directory: str, account: Account) -> None:
-        """Keep the account at a directory's URL. Raises StoreError."""
-        values = {
-            "directory": directory,
-            "key_pem": account.key_pem.decode("ascii"),
-            "url": account.url,
-            "contact": account.contact,
-        }
-        self._store.write_json(self._path(directory), values)
-
-    def _path(self, directory: str) -> Path:
-        host = re.sub(r"[^a-z0-9.-]", "_", directory.lower().partition("://")[2].partition("/")[0])
-        digest = hashlib.sha256(directory.encode()).hexdigest()
-        return self._store.path / ACCOUNTS / f"{host[:100]}-{digest[:16]}.json"
