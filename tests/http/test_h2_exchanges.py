@@ -453,3 +453,22 @@ def test_paths_and_authorities_are_as_sent() -> None:
     (request,) = pair.of(Request)
     assert request.head.target == b"/a%2Fb//c?d=%C3%A4"
     assert request.head.authority == b"Cloud.Test:8443"
+
+
+def test_a_peer_may_acknowledge_each_small_piece_for_as_long_as_it_likes() -> None:
+    """As gRPC does it, in a call of many small messages that go back and forth: more than time alone would pay for."""
+    frames = Frames()
+    codec = server(frames=frames)
+    told(codec, frames.headers(1))
+    codec.respond(1, 200, [])
+    thanks = frames.window(0, 1) + frames.window(1, 1) + frames.ping()
+    for _ in range(2000):
+        codec.body(1, b"x")
+        assert sent(codec)
+        codec.receive(thanks)
+        codec.events()
+    assert not codec.closing
+    for _ in range(2000):  # and for nothing at all it may not
+        codec.receive(thanks)
+        sent(codec)
+    assert codec.closing

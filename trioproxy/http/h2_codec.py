@@ -28,7 +28,7 @@ import ngh2
 from trioproxy.config.model import Limits
 from trioproxy.http.h2_events import Body, Closed, Code, Ended, Event, GoingAway, Over
 from trioproxy.http.h2_heads import fields_to_send
-from trioproxy.http.h2_vigil import BODY_SENT, MESSAGE, PREFACE, REFUSED, RESET, Vigil
+from trioproxy.http.h2_vigil import BODY_SENT, MESSAGE, PIECE_SENT, PREFACE, REFUSED, RESET, Vigil
 from trioproxy.http.headers import clean_trailers
 from trioproxy.http.messages import End, Header
 
@@ -216,6 +216,7 @@ class Codec:
                     turns = ngh2.Priority(3 if wish is None else wish.urgency, incremental=True)
                     self._engine.set_stream_priority(stream, turns, ignore_client_signal=True)
             self._engine.send_data(stream, data, end_stream=end)
+            self._vigil.earn(PIECE_SENT)
         except _GONE:
             pass
 

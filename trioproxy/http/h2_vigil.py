@@ -30,6 +30,10 @@ MESSAGE = 4
 BODY_SENT = 512
 """Bytes sent that earn 1: the peer acknowledges them by WINDOW_UPDATE, some for each frame on two levels."""
 
+PIECE_SENT = 7
+"""What a piece of body earns beside that, however small: gRPC answers each with a WINDOW_UPDATE on both levels and,
+while it measures the line, with a PING."""
+
 PREFACE = 24  # RFC 9113 section 3.4
 _PREFACE_ITSELF = -1
 
