@@ -75,7 +75,8 @@ def test_an_alias_says_what_it_stands_for() -> None:
 @pytest.mark.parametrize(
     ("what", "by", "name", "said"),
     [
-        ('"10.1.2.3"', '{ to = ["10.1.2.3", "10.1.2.4"] }', "pbx", ("to: 10.1.2.3:443 becomes 10.1.2.3:443, 10.1.2.4:443",)),
+        ('"10.1.2.3"', '{ to = ["10.1.2.3", "10.1.2.4"] }', "pbx",
+         ("to: 10.1.2.3:443 becomes 10.1.2.3:443, 10.1.2.4:443",)),
         ('"10.1.2.3"', '{ to = "10.1.2.3", client_ip = "proxy-v2" }', "pbx", ("client_ip: none becomes proxy-v2",)),
         ('"10.1.2.3"', '{ to = "10.1.2.3", allow = ["lan"] }', "pbx", ("allow or deny",)),
         ("http://10.2.3.5:8123", "http://10.2.3.6", "home", ("route /: http://10.2.3.5:8123 becomes http://10.2.3.6",)),

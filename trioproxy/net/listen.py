@@ -105,17 +105,22 @@ def _bind_one(address: HostPort) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # Accepted sockets inherit both: no small write waits for an acknowledgement, and a vanished peer is noticed.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # On both ports the client speaks first: it is not worth waking anybody before it has.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
+        prepare(sock)
         sock.bind((address.host, address.port))
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def prepare(sock: socket.socket) -> None:
+    """Set what a listening socket of ours is to have, whoever has bound it. Raises OSError."""
+    # Accepted sockets inherit both: no small write waits for an acknowledgement, and a vanished peer is noticed.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # On both ports the client speaks first: it is not worth waking anybody before it has.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
 
 
 async def accept_forever(listener: socket.socket, handle: Handler, shedder: Shedder | None = None) -> None:

@@ -74,6 +74,7 @@ async def admit(ctx: ProxyContext, sock: Socket, peer: Peer, converse: Conversat
             ctx.admission.part(key)
         if entered:
             ctx.admission.leave()
+        ctx.guests.pop(stream, None)
         stream.close()
 
 

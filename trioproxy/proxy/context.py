@@ -33,6 +33,11 @@ TUNNEL_SPARED = 10.0
 """The same for a tunnel, whose end its users do notice."""
 
 
+FIRST_WORD = 1.0
+"""Seconds that a client that has just connected gets for its first request when the server stops. Its connection was
+accepted, so the server that takes over never sees it."""
+
+
 class Several(Idle, Protocol):
     """A connection that carries several requests at once, and ends when it has been told and they are through."""
 
@@ -46,25 +51,30 @@ class Drain:
     Attributes:
         begun: Whether it is stopping.
         idle: Those that wait for a next request.
+        fresh: Those that wait for their first: their clients have come to ask, and get a moment more.
         several: All that carry several at once (HTTP/2), idle or not: they are told, and know themselves when to end.
     """
 
     def __init__(self) -> None:
         self.begun = False
         self.idle: set[Stream] = set()
+        self.fresh: set[Stream] = set()
         self.several: set[Several] = set()
 
-    def waiting(self, stream: Stream) -> None:
-        """`stream` begins to wait for a next request, and may be interrupted without loss."""
-        self.idle.add(stream)
+    def waiting(self, stream: Stream, *, first: bool = False) -> None:
+        """`stream` begins to wait for a next request, or its first, and may be interrupted without loss."""
+        (self.fresh if first else self.idle).add(stream)
 
     def busy(self, stream: Stream) -> None:
         """`stream` has something to do, or has ended."""
         self.idle.discard(stream)
+        self.fresh.discard(stream)
 
     def begin(self) -> None:
-        """From now on no connection waits for another request."""
+        """From now on no connection waits for another request, and none for its first longer than `FIRST_WORD`."""
         self.begun = True
+        for stream in self.fresh:
+            stream.expect(FIRST_WORD)
         for stream in self.idle:
             stream.interrupt()
         for connection in self.several:
@@ -87,6 +97,23 @@ class Dates:
 
 
 @attrs.frozen
+class Guest:
+    """A connection on port 443 that was shown to its place.
+
+    Attributes:
+        number: Tells it apart.
+        peer: Its client.
+        entry: What its name led to, as it was configured then.
+        since: The Trio time when that was.
+    """
+
+    number: int
+    peer: Peer
+    entry: Entry
+    since: float
+
+
+@attrs.frozen
 class ProxyContext:
     """The parts of a running proxy.
 
@@ -103,6 +130,7 @@ class ProxyContext:
         admission: Counts connections, and makes room for new ones.
         lan: The networks that this machine is on.
         numbers: Tell connections apart, together with the pseudonym.
+        guests: Every connection on port 443 that has found its entry, by its client's stream.
     """
 
     cell: Cell
@@ -118,6 +146,7 @@ class ProxyContext:
     lan: Lan = attrs.field(factory=Lan)
     numbers: Iterator[int] = attrs.field(factory=itertools.count)
     dates: Dates = attrs.field(factory=Dates)
+    guests: dict[Stream, Guest] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.dialler.make_room = self.admission.shedder.make_room
@@ -127,6 +156,7 @@ class ProxyContext:
         return Admission(
             Shedder(
                 (lambda: self.drain.idle, REQUESTS_APART),
+                (lambda: self.drain.fresh, REQUESTS_APART),
                 (lambda: self.drain.several, REQUESTS_APART),
                 (lambda: self.tunnels, TUNNEL_SPARED),
                 (self.pump.relays, TUNNEL_SPARED),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable
 
+import trio
+
 from trioproxy.config.model import Passthrough
 from trioproxy.errors import AccessDenied, HelloError, MissingServerName, SilentPeer, UnknownServerName
 from trioproxy.net.listen import Peer
@@ -12,7 +14,7 @@ from trioproxy.net.peek import peek_client_hello, refuse
 from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.admission import admit, permitted
-from trioproxy.proxy.context import ProxyContext
+from trioproxy.proxy.context import Guest, ProxyContext
 from trioproxy.proxy.passthrough import announcement, serve_passthrough
 from trioproxy.proxy.terminate import serve_site
 from trioproxy.routing import Entry
@@ -46,6 +48,7 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[N
         log.info("%s: refused: %s", peer, exc)
         await refuse(stream, exc.alert)
         return None
+    ctx.guests[stream] = Guest(next(ctx.numbers), peer, entry, trio.current_time())  # until `admit` sees them out
     if isinstance(entry, Passthrough):
         header = announcement(ctx, stream, peer, hello, entry)
         return serve_passthrough(ctx, stream, peer, entry, header, snapshot.config.timeouts)

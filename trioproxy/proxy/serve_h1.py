@@ -15,7 +15,7 @@ from trioproxy.http.headers import Framing, clean_trailers, error_page, reason_p
 from trioproxy.http.messages import End, Event, Header, Headers, RequestHead, ResponseHead
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.client import Client
-from trioproxy.proxy.context import ProxyContext, Visit
+from trioproxy.proxy.context import FIRST_WORD, ProxyContext, Visit
 from trioproxy.proxy.failure import report, told
 from trioproxy.proxy.tunnel import tunnel
 from trioproxy.proxy.upstream import Upstream
@@ -34,11 +34,11 @@ async def serve_h1(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
     config = ctx.cell.current.config
     stream.write_patience = config.timeouts.idle
     reader = RequestReader(config.limits)
-    patience = config.timeouts.header
+    patience, first = config.timeouts.header, True
     while True:
         client = H1Client(ctx, stream, reader, config.timeouts)
         try:
-            request = await _next_request(ctx, stream, reader, patience, config.timeouts.header)
+            request = await _next_request(ctx, stream, reader, patience, config.timeouts.header, first=first)
         except RequestError as exc:
             log.info("%s: refused: %s", visit.peer, exc)
             client.fail(exc)
@@ -60,7 +60,7 @@ async def serve_h1(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
             stream.send_eof()
             await stream.drain()
             return
-        patience = config.timeouts.idle
+        patience, first = config.timeouts.idle, False
 
 
 async def _answer(ctx: ProxyContext, visit: Visit, request: RequestHead, client: H1Client, answer: Answer) -> None:
@@ -75,7 +75,7 @@ async def _answer(ctx: ProxyContext, visit: Visit, request: RequestHead, client:
 
 
 async def _next_request(
-    ctx: ProxyContext, stream: Stream, reader: RequestReader, patience: float, header: float
+    ctx: ProxyContext, stream: Stream, reader: RequestReader, patience: float, header: float, *, first: bool
 ) -> RequestHead | None:
     """The next request's head; None when the client, its idle time, or the server came to an end before one began.
 
@@ -85,9 +85,11 @@ async def _next_request(
     request: Event | None = reader.next()
     if request is None and not reader.started:
         if ctx.drain.begun:
-            return None
+            if not first:
+                return None
+            patience = min(patience, FIRST_WORD)
         stream.expect(patience)
-        ctx.drain.waiting(stream)
+        ctx.drain.waiting(stream, first=first)
         try:
             data = await stream.receive_next()
         except (StreamTimeout, StreamInterrupted):
