@@ -13,15 +13,17 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import trio
 
 from trioproxy.certs.contexts import ContextSource
+from trioproxy.certs.importing import handlers as import_handlers
 from trioproxy.certs.internal_ca import InternalCA
 from trioproxy.certs.manager import Manager, handlers
 from trioproxy.certs.preflight import check_files
+from trioproxy.certs.served import Listening
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config, HostPort, Listen
@@ -106,6 +108,7 @@ class Server:
             self._store,
             self._source,
             lambda settings: acme_client(settings, self._store, self._reaper),
+            listening=Listening(lambda: self._listeners.bound("https"), lambda: self._listeners.bound("http")),
         )
         self._listeners = Listeners(self._ctx)
         self._stopping = trio.Event()
@@ -131,7 +134,7 @@ class Server:
                 services.start_soon(self._ctx.pool.run)
                 services.start_soon(self._ctx.lan.run)
                 services.start_soon(self._ctx.admission.run)
-                services.start_soon(serve_control, control, handlers(self._manager))
+                services.start_soon(serve_control, control, handlers(self._manager) | import_handlers(self._manager))
                 services.start_soon(self._keep_certificates)
                 services.start_soon(self._reload_when_asked)
                 async with trio.open_nursery() as connections:
@@ -264,9 +267,10 @@ class Listeners:
             self._open[key] = (sock, trio.CancelScope())
         if not self._open:
             raise ListenError("there is nothing to listen on: [listen] https and http are empty")
-        return Addresses(self._bound("https"), self._bound("http"))
+        return Addresses(self.bound("https"), self.bound("http"))
 
-    def _bound(self, kind: str) -> tuple[HostPort, ...]:
+    def bound(self, kind: Literal["https", "http"]) -> tuple[HostPort, ...]:
+        """The addresses of the listeners of one kind, with the ports that they really have."""
         return tuple(
             HostPort(*sock.getsockname()[:2]) for (of_kind, _), (sock, _) in self._open.items() if of_kind == kind
         )

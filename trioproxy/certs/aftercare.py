@@ -1,8 +1,9 @@
-"""What is done after a swap, so that a renewal ends with those who use the certificate and not with a file.
+"""What is done around an order, so that a renewal ends with those who use the certificate and not with a file.
 
-It is looked at what is really served (`served`), the files for other programs are brought up to date (`handing_out`),
-and the user's command is run (`on_renew`). None of it can fail a renewal, and only the first, which has seconds, can
-delay one: the rest happens in a task of its own, `run`.
+Beside the first order of a name it is looked what that may meet (`first_order`). After a swap it is looked what is
+really served (`served`), the files for other programs are brought up to date (`handing_out`), and the user's command is
+run (`on_renew`). None of it can fail a renewal, and only the look, which has seconds, can delay one: the rest happens
+in a task of its own, `run`.
 
 What ought to be is derived from what there is, and not from having seen it change: files that are of another
 certificate are made anew, and the command is owed for every certificate that it was not yet run for. So whatever a
@@ -13,22 +14,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 import attrs
 import trio
 
 from trioproxy.certs import on_renew
 from trioproxy.certs.bundle import Leaf
+from trioproxy.certs.first_order import FirstOrder
 from trioproxy.certs.handing_out import HandingOut
 from trioproxy.certs.served import Listening, look
 from trioproxy.certs.status import CertificateStatus
 from trioproxy.certs.store import Store, stem_of
+from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Site
 from trioproxy.errors import StoreError
 from trioproxy.snapshot import Cell
 
 log = logging.getLogger("trioproxy.certs")
+
+T = TypeVar("T")
 
 AT_ONCE = 4
 """Commands that run at the same time, each for a name of its own."""
@@ -55,14 +61,16 @@ class Aftercare:
 
     Args:
         cell: Where the configuration is read.
+        board: Where a token to try port 80 with is hung.
         store: Where bundles, files and notes are kept.
         listening: Where this process listens; None where it serves nothing.
     """
 
-    def __init__(self, cell: Cell, store: Store, listening: Listening | None) -> None:
+    def __init__(self, cell: Cell, board: ChallengeBoard, store: Store, listening: Listening | None) -> None:
         self._cell = cell
         self._store = store
         self._listening = listening
+        self._first_order = None if listening is None else FirstOrder(board, listening)
         self._handing_out = HandingOut(store)
         self._wrong: dict[str, tuple[Leaf, str]] = {}  # who is served something else, and what
         self._wanted: dict[str, Leaf] = {}  # whose files and command are to be seen to, the longest waiting first
@@ -71,6 +79,16 @@ class Aftercare:
         self._running: set[str] = set()
         self._woken = trio.Event()
         self._settled = trio.Event()
+
+    # ---- before -------------------------------------------------------------------------------------
+
+    async def beside_first(
+        self, name: str, report: Callable[[str], None], order: Callable[[], Awaitable[T]], *, first: bool
+    ) -> T:
+        """Carry out `order`; where it is the first one of `name`, tell meanwhile what it may meet."""
+        if self._first_order is None or not first:
+            return await order()
+        return await self._first_order.beside(self._cell.current.config, name, report, order)
 
     # ---- what is served -----------------------------------------------------------------------------
 
@@ -183,12 +201,13 @@ class Aftercare:
     # ---- what it has to say -------------------------------------------------------------------------
 
     def annotated(self, status: CertificateStatus) -> CertificateStatus:
-        """`status` of a site whose certificate comes from a CA, with what is to be said from here."""
+        """`status` with what is to be said from here."""
         name = status.name
+        acme = status.source == "acme"
         wrong = [
             self._wrong[name][1] if name in self._wrong else "",
             f"its PEM files are not up to date: {self._unwritten[name][1]}" if name in self._unwritten else "",
-            self._command_error(name),
+            self._command_error(name) if acme else "",
         ]
         errors = [error for error in (status.error, *wrong) if error]
         return attrs.evolve(
@@ -196,7 +215,7 @@ class Aftercare:
             error="; ".join(errors),
             state="amiss" if any(wrong) and status.state in ("good", "due") else status.state,
             needs_a_person=status.needs_a_person or any(wrong),
-            pem="" if self._handing_out.serial(name) is None else str(self._handing_out.of(name).folder),
+            pem=str(self._handing_out.of(name).folder) if acme and self._handing_out.serial(name) is not None else "",
         )
 
     def _command_error(self, name: str) -> str:
@@ -210,11 +229,10 @@ class Aftercare:
 
     # ---- notes --------------------------------------------------------------------------------------
 
-    def forget(self, names: Iterable[str]) -> None:
-        """These names are no longer ours to look after; files stay where they are."""
-        for name in names:
-            for notes in (self._wrong, self._wanted, self._unwritten, self._owed):
-                notes.pop(name, None)
+    def forget(self, name: str) -> None:
+        """It is no longer ours to look after; files stay where they are."""
+        for notes in (self._wrong, self._wanted, self._unwritten, self._owed):
+            notes.pop(name, None)
 
     def _read(self, name: str) -> Told | None:
         return self._store.read_json(

@@ -71,7 +71,7 @@ class Bundle:
             CertificateError: one of them is missing or cannot be read, or they do not fit each other.
         """
         key_block = _key_block(key_pem)
-        blocks = _blocks(chain_pem, b"CERTIFICATE")
+        blocks = pem_blocks(chain_pem, b"CERTIFICATE")
         if not blocks:
             raise CertificateError("there is no certificate in it (no BEGIN CERTIFICATE line)")
         leaf = _read_leaf(blocks)
@@ -91,12 +91,12 @@ class Bundle:
 
     def split_chain(self) -> tuple[bytes, bytes]:
         """The leaf's PEM block, and those of the certificates above it."""
-        leaf, *above = _blocks(self.chain_pem, b"CERTIFICATE")
+        leaf, *above = pem_blocks(self.chain_pem, b"CERTIFICATE")
         return leaf + b"\n", b"".join(block + b"\n" for block in above)
 
 
-def _blocks(pem: bytes, kind: bytes) -> list[bytes]:
-    """The PEM blocks whose label ends with `kind`."""
+def pem_blocks(pem: bytes, kind: bytes) -> list[bytes]:
+    """The PEM blocks whose label ends with `kind`. CertificateError if any block, of whatever kind, has no end."""
     found = list(_BLOCK.finditer(pem))
     if len(found) != pem.count(b"-----BEGIN "):
         raise CertificateError("it is cut off or damaged (a BEGIN line without its END line)")
@@ -104,7 +104,7 @@ def _blocks(pem: bytes, kind: bytes) -> list[bytes]:
 
 
 def _key_block(pem: bytes) -> bytes:
-    blocks = _blocks(pem, b"PRIVATE KEY")
+    blocks = pem_blocks(pem, b"PRIVATE KEY")
     if not blocks:
         raise CertificateError("there is no private key in it (no BEGIN PRIVATE KEY line)")
     if len(blocks) > 1:

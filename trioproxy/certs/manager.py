@@ -22,13 +22,16 @@ import trio
 
 from trioproxy.acme.client import AcmeClient
 from trioproxy.acme.order import Report, obtain
+from trioproxy.certs.aftercare import Aftercare
 from trioproxy.certs.authorities import Authorities
 from trioproxy.certs.bundle import Leaf
 from trioproxy.certs.contexts import ContextSource, read_files
 from trioproxy.certs.internal_ca import Clock, utc_now
 from trioproxy.certs.renewal import Known, Obtain, Renewals, renews
+from trioproxy.certs.served import Listening
 from trioproxy.certs.status import CertificateStatus, Outcome, status_of
 from trioproxy.certs.store import Store
+from trioproxy.certs.watch import FileWatch
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, CertificateFiles, Config, Site
 from trioproxy.errors import CertificateError, ControlError, InvalidName, TrioproxyError
@@ -73,6 +76,10 @@ class Manager:
         clock: The wall clock, UTC.
         rng: Spreads attempts after failures.
         obtain: Carries out an order.
+        listening: Where this process listens; None where it serves nothing.
+
+    Attributes:
+        aftercare: Sees to what is done after a swap.
     """
 
     def __init__(
@@ -85,10 +92,13 @@ class Manager:
         clock: Clock = utc_now,
         rng: random.Random | None = None,
         obtain: Obtain = obtain,
+        listening: Listening | None = None,
     ) -> None:
+        self.aftercare = Aftercare(cell, board, store, listening)
+        self._watch = FileWatch(cell, source, self.aftercare.check, clock)
         rng = rng or random.Random()  # noqa: S311 - it spreads load, it keeps no secret
         self._authorities = Authorities(cell, make_client)
-        self._work = Renewals(cell, board, store, source, self._authorities, clock, rng, obtain)
+        self._work = Renewals(cell, board, store, source, self._authorities, clock, rng, obtain, self.aftercare)
         self._cell = cell
         self._store = store
         self._source = source
@@ -107,6 +117,8 @@ class Manager:
         """Keep certificates good until cancelled."""
         await trio.to_thread.run_sync(self._store.sweep)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.aftercare.run)
+            nursery.start_soon(self._watch.run)
             while True:
                 if self._config is not self._ready_for:
                     await self.look()
@@ -122,6 +134,7 @@ class Manager:
     def wake(self) -> None:
         """Look at the configuration and the store again: called after a reload."""
         self._seen = self._ready_for = None
+        self._watch.wake()
         self._woken.set()
 
     async def look(self) -> None:
@@ -133,6 +146,7 @@ class Manager:
             wanted = [site for site in config.sites.values() if site.tls == "acme"]
             for name in self._work.known.keys() - {site.name for site in wanted}:
                 del self._work.known[name]
+                self.aftercare.forget(name)
             for site in wanted:
                 await trio.lowlevel.checkpoint()  # ten thousand small files are a second's work: not in one piece
                 if site.name not in self._jobs:
@@ -145,6 +159,7 @@ class Manager:
         self._ready_for, sites = snapshot.config, snapshot.config.sites
         if snapshot.awaiting or any(site.tls == "internal" for site in sites.values()):
             await trio.to_thread.run_sync(self._source.prepare)
+        self.aftercare.want({name: known.leaf for name, known in self._work.known.items() if known.leaf})
         for name in self._source.served.keys() - sites.keys():
             del self._source.served[name]
         for site in sites.values():
@@ -320,9 +335,18 @@ class Manager:
             raise ControlError(f"{name} has its certificate from {site.tls.certificate}: replace that, then reload")
         return name
 
+    def site(self, name: str) -> Site | None:
+        """The site of that name, as it is configured now."""
+        return self._config.sites.get(name)
+
+    def leaf_of(self, name: str) -> Leaf | None:
+        """The certificate that a site has from a CA, as far as `look` has seen it."""
+        known = self._work.known.get(name)
+        return known.leaf if known else None
+
     def listing(self) -> list[CertificateStatus]:
         """Every managed certificate, as far as `look` has seen it, by name."""
-        return [self._status(site) for _, site in sorted(self._config.sites.items())]
+        return [self.aftercare.annotated(self._status(site)) for _, site in sorted(self._config.sites.items())]
 
     def _status(self, site: Site) -> CertificateStatus:
         now, name = self._clock(), site.name
@@ -356,6 +380,7 @@ def handlers(manager: Manager) -> dict[str, Handler]:
 
     async def list_all(_: dict[str, Any], __: Report) -> dict[str, Any]:
         await manager.look()
+        await manager.aftercare.check_again()
         return {"certificates": [attrs.asdict(status) for status in manager.listing()]}
 
     async def renew(arguments: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import attrs
 import trio
@@ -19,6 +20,7 @@ import trio
 from trioproxy.acme.client import AcmeClient
 from trioproxy.acme.order import Issued, Journal, Origin, Report, Wanted
 from trioproxy.certs import policy
+from trioproxy.certs.aftercare import Aftercare
 from trioproxy.certs.authorities import Authorities
 from trioproxy.certs.bundle import Bundle, Leaf
 from trioproxy.certs.contexts import ContextSource
@@ -81,6 +83,7 @@ class Renewals:
         clock: The wall clock, UTC.
         rng: Spreads attempts after failures.
         obtain: Carries out an order.
+        aftercare: Looks what a first order will meet, and sees to what is done after a swap.
 
     Attributes:
         known: What `look_at` found and what came of later work, by name.
@@ -96,6 +99,7 @@ class Renewals:
         clock: Clock,
         rng: random.Random,
         obtain: Obtain,
+        aftercare: Aftercare,
     ) -> None:
         self.known: dict[str, Known] = {}
         self._cell = cell
@@ -106,6 +110,7 @@ class Renewals:
         self._clock = clock
         self._rng = rng
         self._carry_out = obtain
+        self._aftercare = aftercare
 
     def look_at(self, site: Site) -> Known:
         """Learn what the store has for `site`, and have it served if another certificate is.
@@ -124,6 +129,7 @@ class Renewals:
         if bundle is not None and leaf is not None and self._is_news(site.name, leaf):
             try:
                 self._publish(site, bundle)
+                self._aftercare.want({site.name: leaf})
             except CertificateError as exc:
                 leaf, problem = None, str(exc)
         if leaf is None and site.name not in self._cell.current.awaiting:
@@ -183,13 +189,15 @@ class Renewals:
         name = site.name
         self._announce(name, known)
         report(f"asking {authority(self._cell.current.config.acme.directory)}")
-        bundle, origin = await self._obtain(site, report)
+        first = known.leaf is None and known.trouble is None
+        order = partial(self._obtain, site, report)
+        bundle, origin = await self._aftercare.beside_first(name, report, order, first=first)
         await self._store.save(name, bundle)
         self._publish(site, bundle)
         await self._note_origin(name, Provenance(bundle.leaf.serial, origin))
         now, leaf = self._clock(), bundle.leaf
         self.known[name] = Known(leaf, renews(leaf), known.trouble)
-        log.info("%s  %s; new handshakes already get it", name, self._dates(leaf))
+        log.info("%s  %s; %s", name, self._dates(leaf), await self._aftercare.swapped(site, leaf))
         if self.known[name].renews <= now:
             # Only the ladder then keeps us from ordering again at once, and again.
             wrong = "the new certificate is due for renewal from the start: is this machine's clock right?"
