@@ -186,6 +186,11 @@ class Pebble:
         """Something else of its management interface, such as `intermediates/0` or `cert-status-by-serial/<hex>`."""
         return await fetch(f"{self.management}/{path}", ca_file=self.ca_file)
 
+    async def status_of(self, serial: int) -> str:
+        """What has become of a certificate: "Valid" or "Revoked"."""
+        status: str = json.loads(await self.get(f"cert-status-by-serial/{serial:x}"))["Status"]
+        return status
+
     def said(self) -> str:
         """What it has said so far; it says much, such as `Added order` for each order that it takes."""
         return self._program.said()
@@ -206,6 +211,7 @@ async def running_pebble(
     http_port: int,
     nonce_reject: int = 0,
     validity: int | None = None,
+    customers: Mapping[str, str] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Pebble]:
     """Run Pebble and its DNS as long as the block; skip the test where they are not installed.
@@ -214,6 +220,7 @@ async def running_pebble(
         folder: For its configuration and certificates; made if need be.
         http_port: The port on which a name's addresses are asked for HTTP-01 answers.
         nonce_reject: How many of a hundred good nonces it refuses.
+        customers: Key ids and HMAC keys (base64url) of those who may open an account, bound to them; None for everybody.
         validity: Seconds for which its certificates are good; None for Pebble's own five years.
         env: More of its environment, such as `{"PEBBLE_AUTHZREUSE": "100"}`.
     """
@@ -237,6 +244,8 @@ async def running_pebble(
         "tlsPort": 443,
         "externalAccountBindingRequired": False,
     }
+    if customers is not None:
+        settings.update(externalAccountBindingRequired=True, externalAccountMACKeys=dict(customers))
     if validity is not None:
         settings["certificateValidityPeriod"] = validity
     config = folder / "pebble.json"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 
@@ -16,6 +17,7 @@ from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Config
 from trioproxy.control import Report
+from trioproxy.errors import TrioproxyError
 from trioproxy.net.listen import Handler, Peer, accept_forever, bind
 from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Reaper
@@ -23,6 +25,8 @@ from trioproxy.proxy.plain import serve_plain
 from trioproxy.routing import RouteTable
 from trioproxy.server import acme_client, proxy_context
 from trioproxy.snapshot import Cell, Contexts, Snapshot
+
+T = TypeVar("T")
 
 
 async def renew(config: Config, names: Sequence[str], force: bool, report: Report) -> list[Outcome]:
@@ -36,6 +40,39 @@ async def renew(config: Config, names: Sequence[str], force: bool, report: Repor
     parts.manager.named(names)  # a wrong name is told before anybody looks for port 80
     async with _port_80(config, parts.cell, parts.board, parts.reaper):
         return await parts.manager.renew(names, force, report)
+
+
+async def revoke(config: Config, name: str, reason: str, report: Report) -> Outcome:
+    """Do what `Manager.revoke` does while no server runs. Raises as that, and ListenError."""
+    parts = _Parts(config)
+    parts.manager.named([name])
+    async with _port_80(config, parts.cell, parts.board, parts.reaper):
+        come = await _whatever_comes(parts.manager.revoke(name, reason, report))
+    return come()
+
+
+async def roll_over(config: Config, directory: str, report: Report) -> str:
+    """Do what `Manager.roll_over` does while no server runs. Raises as that."""
+    parts = _Parts(config)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parts.reaper.run)  # noqa: ASYNC113 - nothing waits for it to have begun
+        come = await _whatever_comes(parts.manager.roll_over(directory, report))
+        nursery.cancel_scope.cancel()
+    return come()
+
+
+async def _whatever_comes(work: Awaitable[T]) -> Callable[[], T]:
+    """What returns or raises what comes of `work`, to be called outside of a nursery: that would wrap an error."""
+    try:
+        done = await work
+    except TrioproxyError as exc:
+        failure = exc
+
+        def fail() -> T:
+            raise failure
+
+        return fail
+    return lambda: done
 
 
 async def listing(config: Config) -> list[CertificateStatus]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from tests.acme.support import Customer, Port80, port80
 from tests.pebble import Pebble, needs_pebble, running_pebble
-from trioproxy.acme.certificate import type_of
+from trioproxy.acme.certificate import top_issuer, type_of
 from trioproxy.acme.order import Issued, OrderFailed
-from trioproxy.config.model import AccountId, KeyType
+from trioproxy.acme.signing import new_account_key
+from trioproxy.config.model import AccountId, Acme, Eab, KeyType
 
 pytestmark = needs_pebble
 
@@ -241,6 +245,107 @@ async def contact(customer: Customer) -> list[str]:
     client.close()
     found: list[str] = json.loads(reply.body).get("contact") or []
     return found
+
+
+# ---- customers, keys, revocations, chains -----------------------------------------------------------------
+
+SECRET = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
+OTHER_SECRET = "b10lLJs8l1GPIzsLP0s6pMt8O0XVGnfTaCeROxQM0BIt2XrJMDHJZBM5NuQmQJQH"
+
+
+def customer_of(ca: Pebble, web: Port80, key_id: str, secret: str) -> Customer:
+    eab = Eab(key_id, base64.urlsafe_b64decode(secret))
+    return Customer(ca.directory, ca.ca_file, web.board, settings=Acme(eab=eab))
+
+
+async def test_accounts_are_bound_to_customers_and_kept_apart(web: Port80, tmp_path: Path) -> None:
+    customers = {"kid-1": SECRET, "kid-2": OTHER_SECRET}
+    async with running_pebble(tmp_path, http_port=web.port, customers=customers) as ca:
+        one = customer_of(ca, web, "kid-1", SECRET)
+        await verify(await one.obtain(), "cloud.test", ca)
+        await one.journal.clear()
+        await one.obtain()
+        assert len(one.accounts.history) == 2, "the account is used again"
+
+        two = customer_of(ca, web, "kid-2", OTHER_SECRET)
+        two.accounts = one.accounts
+        await two.obtain()
+        assert {account.eab_key_id for account in one.accounts.kept} == {"kid-1", "kid-2"}
+        assert len({account.url for account in one.accounts.kept.values()}) == 2
+
+        unbound = Customer(ca.directory, ca.ca_file, web.board)
+        with pytest.raises(OrderFailed, match="only for its customers") as caught:
+            await unbound.obtain()
+        assert caught.value.failure == "account"
+        for key_id, secret in (("kid-1", OTHER_SECRET), ("kid-3", SECRET)):
+            with pytest.raises(OrderFailed, match="refused to open an account") as caught:
+                await customer_of(ca, web, key_id, secret).obtain()
+            assert caught.value.failure == "account"
+            assert secret not in str(caught.value)
+
+
+async def test_the_account_goes_on_with_a_new_key(customer: Customer, ca: Pebble) -> None:
+    await customer.obtain()
+    before = customer.accounts.only
+    client = customer.client()
+    await client.roll_over(customer.report)
+    client.close()
+    after = customer.accounts.only
+    assert after.key_pem != before.key_pem
+    assert (after.url, after.contact, after.next_key_pem) == (before.url, before.contact, b"")
+    await customer.journal.clear()
+    await verify(await customer.obtain(client=client), "cloud.test", ca)
+    await customer.journal.clear()
+    await verify(await customer.obtain(), "cloud.test", ca)
+    assert "There are now 2 accounts" not in ca.said()
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_after_a_crash_the_ca_is_asked_which_key_it_knows(customer: Customer, ca: Pebble, told: bool) -> None:
+    await customer.obtain()
+    before = customer.accounts.only
+    client = customer.client()
+    await client.roll_over(customer.report)
+    client.close()
+    rolled, both = customer.accounts.history[-1], customer.accounts.history[-2]
+    assert (both.key_pem, both.next_key_pem) == (before.key_pem, rolled.key_pem), "kept before the CA was told"
+    if not told:  # the CA knows the present key, and what is beside it is one that never got there
+        both = attrs.evolve(both, key_pem=rolled.key_pem, next_key_pem=new_account_key())
+    await customer.accounts.write(AccountId(ca.directory), both)
+    await customer.journal.clear()
+    await verify(await customer.obtain(), "cloud.test", ca)
+    assert customer.accounts.only == rolled
+
+
+@pytest.mark.parametrize("reason", ["unspecified", "keyCompromise", "superseded"])
+async def test_a_certificate_is_revoked(customer: Customer, ca: Pebble, reason: str) -> None:
+    issued = await customer.obtain()
+    serial = x509.load_pem_x509_certificate(issued.chain_pem).serial_number
+    assert await ca.status_of(serial) == "Valid"
+    client = customer.client()
+    await client.register(customer.report)
+    await client.revoke(issued.chain_pem, reason)
+    assert await ca.status_of(serial) == "Revoked"
+    await client.revoke(issued.chain_pem, reason)  # is so already, and so that is no failure
+    client.close()
+
+
+async def test_of_several_chains_the_preferred_one_is_taken(web: Port80, tmp_path: Path) -> None:
+    async with running_pebble(tmp_path, http_port=web.port, env={"PEBBLE_ALTERNATE_ROOTS": "2"}) as ca:
+        roots = [x509.load_pem_x509_certificate(await ca.get(f"roots/{number}")) for number in range(3)]
+        names = [str(root.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value) for root in roots]
+        assert len(set(names)) == 3
+        for root, name in zip(roots, names, strict=True):
+            customer = Customer(ca.directory, ca.ca_file, web.board, settings=Acme(preferred_chain=name))
+            issued = await customer.obtain()
+            leaf, *intermediates = x509.load_pem_x509_certificates(issued.chain_pem)
+            verifier = PolicyBuilder().store(Store([root])).build_server_verifier(x509.DNSName("cloud.test"))
+            verifier.verify(leaf, intermediates)
+            assert not any("warning" in line for line in customer.said)
+        customer = Customer(ca.directory, ca.ca_file, web.board, settings=Acme(preferred_chain="Root X1"))
+        default = await customer.obtain()
+        assert top_issuer(default.chain_pem) == names[0]
+        assert any(line.startswith("warning: no chain of the CA's leads to Root X1 (they") for line in customer.said)
 
 
 # ---- failures ---------------------------------------------------------------------------------------------

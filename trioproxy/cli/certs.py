@@ -1,4 +1,4 @@
-"""`trioproxy certs`: the certificates that trioproxy looks after, listed and renewed.
+"""`trioproxy certs`: the certificates that trioproxy looks after, listed, renewed and revoked.
 
 The running server is asked first: it knows what it is doing at this moment, and holds port 80. Where none runs, the
 command does the work itself.
@@ -19,9 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from trioproxy import standalone
+from trioproxy.acme.signing import REASONS
 from trioproxy.certs.status import day, time_of_day
 from trioproxy.cli.common import json_option, load_config
 from trioproxy.config.model import Config
+from trioproxy.config.values import CAS
 from trioproxy.control import NoServer, ask
 from trioproxy.logs import configure
 
@@ -31,7 +33,7 @@ MAX_WIDTH = 10_000
 
 @click.group("certs")
 def command() -> None:
-    """List and renew certificates."""
+    """List, renew and revoke certificates."""
 
 
 @command.command("list")
@@ -77,9 +79,40 @@ def renew_command(context: click.Context, names: tuple[str, ...], force: bool) -
             if force
             else "Nothing is due. To renew all the same, name the sites and add --force."
         )
-    for outcome in outcomes:
-        click.echo(f"{outcome['name']}: {outcome['result']}: {outcome['detail']}")
-    context.exit(1 if any(outcome["result"] in {"failed", "waiting"} for outcome in outcomes) else 0)
+    _tell(context, outcomes)
+
+
+@command.command("revoke")
+@click.argument("name")
+@click.option(
+    "--reason",
+    type=click.Choice(list(REASONS), case_sensitive=False),
+    default="unspecified",
+    show_default=True,
+    help="Why: keyCompromise, when somebody else may have the key.",
+)
+@click.pass_context
+def revoke_command(context: click.Context, name: str, reason: str) -> None:
+    """Have the certificate of the site NAME revoked, and replace it at once.
+
+    It is served until another one is there. Exits with 1 if there is none yet.
+    """
+    config = load_config(context)
+    configure("debug" if config.log_level == "debug" else "critical")
+    _tell(context, _run(_revoke, config, name, reason)["outcomes"])
+
+
+@command.command("rollover-account")
+@click.option("--directory", default="", metavar="URL", help="Which authority's: its word or URL. Default: the first.")
+@click.pass_context
+def rollover_command(context: click.Context, directory: str) -> None:
+    """Give the account at the certificate authority a new key.
+
+    Certificates are not touched. Orders under way are waited for.
+    """
+    config = load_config(context)
+    configure("debug" if config.log_level == "debug" else "critical")
+    click.echo(_run(_roll_over, config, CAS.get(directory, directory))["done"])
 
 
 # ---- asking -------------------------------------------------------------------------------------------
@@ -112,8 +145,31 @@ async def _renew(config: Config, names: tuple[str, ...], force: bool) -> dict[st
         return {"outcomes": [attrs.asdict(outcome) for outcome in outcomes]}
 
 
+async def _revoke(config: Config, name: str, reason: str) -> dict[str, Any]:
+    try:
+        return await ask(config.control_socket, "certs.revoke", {"name": name, "reason": reason}, _progress)
+    except NoServer:
+        _progress("no server is running, so this command does it itself")
+        return {"outcomes": [attrs.asdict(await standalone.revoke(config, name, reason, _progress))]}
+
+
+async def _roll_over(config: Config, directory: str) -> dict[str, Any]:
+    try:
+        return await ask(config.control_socket, "certs.rollover", {"directory": directory}, _progress)
+    except NoServer:
+        _progress("no server is running, so this command does it itself")
+        return {"done": await standalone.roll_over(config, directory, _progress)}
+
+
 def _progress(line: str) -> None:
     click.echo(line, err=True)
+
+
+def _tell(context: click.Context, outcomes: list[dict[str, Any]]) -> None:
+    """Say what came of each name, and end with it."""
+    for outcome in outcomes:
+        click.echo(f"{outcome['name']}: {outcome['result']}: {outcome['detail']}")
+    context.exit(1 if any(outcome["result"] in {"failed", "waiting"} for outcome in outcomes) else 0)
 
 
 # ---- printing -----------------------------------------------------------------------------------------
