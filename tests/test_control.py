@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.net.sockets import until
-from trioproxy.control import NoServer, Report, ask, control_socket, serve_control
+from trioproxy.control import NoServer, Report, ask, control_socket
 from trioproxy.errors import ControlError, ListenError, StoreError
 
 
@@ -45,9 +45,9 @@ HANDLERS = {"greet": _greet, "refuse": _refuse, "talk": _talk_for_ever, "stumble
 
 @asynccontextmanager
 async def served(path: Path) -> AsyncIterator[None]:
-    with control_socket(path) as sock:
+    with control_socket(path) as control:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_control, sock, HANDLERS)
+            nursery.start_soon(control.serve, HANDLERS)
             yield
             nursery.cancel_scope.cancel()
 

@@ -40,14 +40,102 @@ class NoServer(ControlError):
 # ---- the server's side --------------------------------------------------------------------------------
 
 
+class ControlSocket:
+    """The socket that commands come in by. Accepting can pause, for a newer process may answer in our place.
+
+    Attributes:
+        path: Where it is.
+        sock: It listens, and does not block.
+    """
+
+    def __init__(self, path: Path, sock: socket.socket) -> None:
+        self.path = path
+        self.sock = sock
+        self._handed_over = False
+        self._paused = False
+        self._accepting = trio.CancelScope()
+        self._resumed = trio.Event()
+        self._under_way = 0
+        self._all_answered = trio.Event()
+        self._all_answered.set()
+
+    def pause(self) -> None:
+        """Accept no command; those that are under way go on, and those that come wait."""
+        self._paused = True
+        self._accepting.cancel()
+
+    def resume(self) -> None:
+        """Accept commands again."""
+        self._paused = False
+        self._resumed.set()
+
+    def hand_over(self, *, same_path: bool) -> None:
+        """Another process has the socket now, and its path if that is the same."""
+        self._handed_over = same_path
+        self.sock.close()
+
+    async def serve(self, handlers: Mapping[str, Handler]) -> None:
+        """Answer commands until cancelled."""
+
+        async def serve_one(stream: trio.SocketStream) -> None:
+            await self._serve_one(stream, handlers)
+
+        async with trio.open_nursery() as commands:
+            while True:
+                if not self._paused:
+                    # Each time another descriptor of the same socket: Trio closes what it has listened on.
+                    listener = trio.SocketListener(trio.socket.from_stdlib_socket(self.sock.dup()))
+                    with trio.CancelScope() as self._accepting:
+                        await trio.serve_listeners(serve_one, [listener], handler_nursery=commands)
+                await self._resumed.wait()
+                self._resumed = trio.Event()
+
+    async def _serve_one(self, stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:
+        if not self._under_way:
+            self._all_answered = trio.Event()
+        self._under_way += 1
+        try:
+            await _answer(stream, handlers)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):  # Ctrl-C; a nursery may have wrapped it
+            log.info("a command went away before it was answered; what it had asked for is given up")
+        except* Exception:
+            log.exception("a bug in trioproxy ended a command")
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._all_answered.set()
+
+    async def answered(self) -> None:
+        """Wait until no command is under way."""
+        await self._all_answered.wait()
+
+    def close(self) -> None:
+        """The end: the file goes too, unless another process has it."""
+        self.sock.close()
+        if not self._handed_over:
+            self.path.unlink(missing_ok=True)
+
+
 @contextmanager
-def control_socket(path: Path) -> Iterator[socket.socket]:
+def control_socket(path: Path, inherited: socket.socket | None = None) -> Iterator[ControlSocket]:
     """Listen on `path`, 0600, as long as the block runs; a file that a dead server left behind is replaced.
+
+    Args:
+        path: The socket's file.
+        inherited: An older process's socket of that path, to go on with.
 
     Raises:
         ListenError: another server listens there, something else than a socket is there, or the folder cannot be
             written.
     """
+    control = ControlSocket(path, inherited or _bind(path))
+    try:
+        yield control
+    finally:
+        control.close()
+
+
+def _bind(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,31 +156,12 @@ def control_socket(path: Path) -> Iterator[socket.socket]:
     except ListenError:
         sock.close()
         raise
-    try:
-        yield sock
-    finally:
-        sock.close()
-        path.unlink(missing_ok=True)
+    return sock
 
 
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         return probe.connect_ex(str(path)) == 0
-
-
-async def serve_control(sock: socket.socket, handlers: Mapping[str, Handler]) -> None:
-    """Answer commands on the socket of `control_socket` until cancelled."""
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-
-    async def serve(stream: trio.SocketStream) -> None:
-        try:
-            await _answer(stream, handlers)
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):  # Ctrl-C; a nursery may have wrapped it
-            log.info("a command went away before it was answered; what it had asked for is given up")
-        except* Exception:
-            log.exception("a bug in trioproxy ended a command")
-
-    await trio.serve_listeners(serve, [listener])
 
 
 async def _answer(stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:

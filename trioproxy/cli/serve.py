@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 import click
 import trio
 
-from trioproxy.cli.common import load_config
+from trioproxy.cli.common import CONFIG_WRONG, load_config, print_mistakes, read_config
 from trioproxy.config.load import load
 from trioproxy.config.model import Config
-from trioproxy.errors import ListenError
+from trioproxy.errors import ConfigError, TrioproxyError
+from trioproxy.life.circumstances import Circumstances, found
 from trioproxy.logs import configure
+from trioproxy.process.privileges import forbid_dumps
 from trioproxy.server import Server
 
 
@@ -20,14 +23,27 @@ from trioproxy.server import Server
 @click.pass_context
 def command(context: click.Context) -> None:
     """Run the proxy until SIGTERM or Ctrl-C. SIGHUP reloads the configuration."""
-    config = load_config(context)
+    forbid_dumps()
+    circumstances = found(os.environ)
+    heir = circumstances.inheritance
+    if heir is None:
+        config = load_config(context)
+    else:
+        try:
+            config = read_config(context)
+        except ConfigError as exc:
+            print_mistakes(exc)
+            heir.refuse(exc.lines())
+            raise click.exceptions.Exit(CONFIG_WRONG) from exc
     configure(config.log_level)
-    run_server(config, lambda: load(config.path))
+    run_server(config, lambda: load(config.path), circumstances)
 
 
-def run_server(config: Config, reload: Callable[[], Config]) -> None:
-    """Run a server in this process; exit with 1 if it cannot listen."""
+def run_server(config: Config, reload: Callable[[], Config], circumstances: Circumstances | None = None) -> None:
+    """Run a server in this process; exit with 1 if it cannot listen, or not as the user that it should be."""
     try:
-        trio.run(Server(config, reload).run)
-    except ListenError as exc:
+        trio.run(Server(config, reload, circumstances).run)
+    except TrioproxyError as exc:
+        if circumstances and circumstances.inheritance:
+            circumstances.inheritance.refuse([str(exc)])
         sys.exit(f"trioproxy: {exc}")

@@ -158,6 +158,11 @@ class Admission:
         self._by_address: dict[str, int] = {}
         self._last = ""
 
+    @property
+    def open(self) -> int:
+        """How many connections there are."""
+        return self._open
+
     def enter(self, most: int) -> bool:
         """Another connection was accepted. Returns whether there is room for it; then `leave` must follow.
 

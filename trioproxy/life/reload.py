@@ -1,0 +1,238 @@
+"""Going by a configuration that was read anew: all of it or, if anything is wrong, none of it.
+
+What it changes is found out before it is done (`config/difference`), so it can be asked for without being done. Names
+that stay keep every connection that they have. Those of names that go are asked to end: the ones that wait for a next
+request at once, the others within `timeouts.drain`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import trio
+
+from trioproxy.certs.contexts import ContextSource, read_files
+from trioproxy.certs.preflight import check_files
+from trioproxy.config.difference import KINDS, Difference, compare
+from trioproxy.config.model import CertificateFiles, Config
+from trioproxy.control import Report
+from trioproxy.errors import CertificateError, ConfigError, ControlError, ListenError
+from trioproxy.life.listeners import Listeners
+from trioproxy.net.limits import raise_descriptor_limit
+from trioproxy.net.sock import Stream
+from trioproxy.process.notify import Notifier
+from trioproxy.proxy.context import ProxyContext
+from trioproxy.proxy.guests import ask_to_leave, homeless, show_out
+from trioproxy.snapshot import Snapshot
+
+log = logging.getLogger("trioproxy.server")
+
+
+@attrs.frozen
+class Outcome:
+    """What a reload does, or would do.
+
+    Attributes:
+        difference: Between the configurations.
+        certificates: Files that hold other certificates than those which are served.
+        ending: How many connections of each name that goes there are.
+    """
+
+    difference: Difference
+    certificates: tuple[str, ...]
+    ending: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        found = [*self.difference.lines(), *(f"~ certificate {text}" for text in self.certificates)]
+        found += [f"- {count} connections of {name} are to end" for name, count in self.ending.items()]
+        return found or ["nothing changes"]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "changes": attrs.asdict(self.difference),
+            "renewed_files": list(self.certificates),
+            "ending": self.ending,
+            "lines": self.lines(),
+        }
+
+
+class Reloads:
+    """Carries out reloads, one at a time.
+
+    Args:
+        ctx: The running proxy.
+        listeners: Its listeners.
+        source: Knows which certificates are served.
+        load: Reads the configuration; raises ConfigError.
+        snapshot: Makes what the proxy goes by of a configuration.
+        wake: Called when all is done.
+        notifier: Is told of each reload.
+    """
+
+    def __init__(
+        self,
+        ctx: ProxyContext,
+        listeners: Listeners,
+        source: ContextSource,
+        load: Callable[[], Config],
+        snapshot: Callable[[Config], Snapshot],
+        wake: Callable[[], None],
+        notifier: Notifier,
+    ) -> None:
+        self.asked = trio.Event()
+        self._ctx = ctx
+        self._listeners = listeners
+        self._source = source
+        self._load = load
+        self._snapshot = snapshot
+        self._wake = wake
+        self._notifier = notifier
+        self._turn = trio.Lock()
+        self._removals = trio.Event()
+
+    async def run(self) -> None:
+        """Reload when `asked` is set, and see out whom a reload has made homeless; until cancelled.
+
+        A task of its own, for reading may hang (a dead network drive, a FIFO), and SIGTERM must be heeded even then.
+        Whatever is asked for while a reload is under way comes to one more.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._see_out)
+            while True:
+                await self.asked.wait()
+                self.asked = trio.Event()
+                try:
+                    await self.reload()
+                except (ConfigError, ListenError, ControlError):
+                    pass  # told in the log already
+                except Exception:
+                    log.exception("a bug in trioproxy: not reloaded; still serving by the old configuration")
+
+    async def reload(self, *, dry_run: bool = False) -> Outcome:
+        """Read the configuration again and go by it; if anything is wrong with it, say so and change nothing.
+
+        Running exchanges go on by the configuration they began with, and connections of names that are still configured
+        live on.
+
+        Args:
+            dry_run: Only say what would change.
+
+        Raises:
+            ConfigError: the file has mistakes.
+            ListenError: an address cannot be bound.
+            ControlError: the server is stopping.
+        """
+        async with self._turn:
+            if dry_run:
+                return await self._look(await self._read())
+            self._notifier.reloading()
+            try:
+                outcome = await self._reload()
+            except ConfigError as exc:
+                for line in exc.lines():
+                    log.error("%s", line)
+                log.error("not reloaded: the configuration has mistakes; still serving by the old one")
+                raise
+            except ListenError as exc:
+                log.error("not reloaded: %s; still serving by the old configuration", exc)
+                raise
+            except ControlError as exc:
+                log.info("not reloaded: %s", exc)
+                raise
+            finally:
+                if not self._ctx.drain.begun:
+                    self._notifier.ready(summary(self._ctx.cell.current.config))
+            return outcome
+
+    async def _reload(self) -> Outcome:
+        config = await self._read()
+        outcome = await self._look(config)
+        if self._ctx.drain.begun:
+            raise ControlError("the server is stopping")
+        self._listeners.move(config.listen)
+        for line in outcome.lines():
+            log.info("reload: %s", line)
+        # What needs a restart stays as it is until then, also for the next comparison.
+        old = self._ctx.cell.current.config
+        config = attrs.evolve(config, storage=old.storage, control_socket=old.control_socket, process=old.process)
+        if config.log_level != old.log_level:
+            logging.getLogger("trioproxy").setLevel(config.log_level.upper())
+        self._ctx.admission.possible = raise_descriptor_limit(config.limits.connections)
+        snapshot = self._snapshot(config)
+        self._ctx.cell.update(lambda _: snapshot)
+        self._wake()
+        self._removals.set()
+        log.info("reloaded: %s", summary(config))
+        return outcome
+
+    async def _read(self) -> Config:
+        return await trio.to_thread.run_sync(self._load_checked, abandon_on_cancel=True)
+
+    def _load_checked(self) -> Config:
+        config = self._load()
+        mistakes = check_files(config)
+        if mistakes:
+            raise ConfigError(config.path, tuple(mistakes))
+        return config
+
+    async def _look(self, new: Config) -> Outcome:
+        old = self._ctx.cell.current.config
+        renewed = await trio.to_thread.run_sync(lambda: tuple(self._renewed_files(old, new)), abandon_on_cancel=True)
+        difference = compare(old, new)
+        going = {(named.kind, named.name) for named in difference.removed}
+        present = Counter((KINDS[type(guest.entry)], guest.entry.name) for guest in self._ctx.guests.values())
+        ending = {name: count for (kind, name), count in present.items() if (kind, name) in going}
+        return Outcome(difference, renewed, ending)
+
+    def _renewed_files(self, old: Config, new: Config) -> Iterator[str]:
+        """Files that are still the same ones, and hold something else than what is served."""
+        for name, site in new.sites.items():
+            served, before = self._source.served.get(name), old.sites.get(name)
+            if served is None or before is None or before.tls != site.tls or not isinstance(site.tls, CertificateFiles):
+                continue
+            try:
+                leaf = read_files(site.tls).leaf
+            except CertificateError:  # a moment ago it could be read
+                continue
+            if leaf != served.leaf:
+                yield f"{name}: {site.tls.certificate} holds another one, until {leaf.not_after:%Y-%m-%d}"
+
+    async def _see_out(self) -> None:
+        """After each reload that removed names, end their connections."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._removals.wait()
+                self._removals = trio.Event()
+                if leaving := homeless(self._ctx):
+                    ask_to_leave(self._ctx, leaving)
+                    nursery.start_soon(self._give_time, leaving)
+
+    async def _give_time(self, leaving: list[Stream]) -> None:
+        """Whoever is still homeless after `timeouts.drain` is shown out; a name may have come back meanwhile."""
+        await trio.sleep(self._ctx.cell.current.config.timeouts.drain)
+        still = set(homeless(self._ctx)) & set(leaving)
+        await show_out(self._ctx, still, "its name is not configured any more")
+
+
+def summary(config: Config) -> str:
+    """What is served, in a few words."""
+    return f"{len(config.sites)} sites, {len(config.passthrough)} passthrough names"
+
+
+def handler(reloads: Reloads) -> Callable[[dict[str, Any], Report], Any]:
+    """What the control socket carries out for `trioproxy reload`."""
+
+    async def reload(arguments: dict[str, Any], _: Report) -> dict[str, Any]:
+        try:
+            outcome = await reloads.reload(dry_run=bool(arguments["dry_run"]))
+        except ConfigError as exc:
+            return {"mistakes": [attrs.asdict(mistake) for mistake in exc.mistakes], "lines": exc.lines()}
+        return outcome.as_json()
+
+    return reload

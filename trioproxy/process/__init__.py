@@ -1,0 +1,1 @@
+"""What the process is to the system around it: its user and capabilities, systemd, sockets that were handed to it."""
