@@ -19,6 +19,7 @@ from typing import Generic, Literal, NoReturn, TypeVar
 from trioproxy.config.model import Limits
 from trioproxy.http.fields import FieldError, parse_trailers
 from trioproxy.http.headers import clean_trailers
+from trioproxy.http.messages import END as WHOLE
 from trioproxy.http.messages import End, RequestHead, ResponseHead
 
 HeadT = TypeVar("HeadT", RequestHead, ResponseHead)
@@ -83,7 +84,7 @@ class MessageReader(ABC, Generic[HeadT]):
         if self._state >= END:
             if self._state == END:
                 self._ended()
-                return End()
+                return WHOLE
             if self._state == BROKEN:
                 self._refuse("the connection is broken")
             return None
@@ -146,7 +147,7 @@ class MessageReader(ABC, Generic[HeadT]):
         if self._state != TO_END:
             self._refuse("the connection ended inside a message")
         self._ended()
-        return End()
+        return WHOLE
 
     def _await_body(self, framing: int | Literal["chunked", "to end"]) -> int | None:
         """Set the state that reads a body, and say its length as heads do."""
@@ -184,7 +185,7 @@ class MessageReader(ABC, Generic[HeadT]):
             if self._data.startswith(b"\r\n", self._pos):
                 self._pos += 2
                 self._ended()
-                return End()
+                return WHOLE
             # The CRLF before the section, so that its end is an empty line even when there are no fields.
             self._partial += b"\r\n"
         block = self._take_block(MAX_TRAILERS)

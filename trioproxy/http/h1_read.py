@@ -8,7 +8,7 @@ here are the heads: the first line by a regular expression, the fields by llhttp
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from trioproxy.config.model import Limits
 from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
@@ -31,6 +31,8 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80
 _REQUEST_POLICY = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"))
 _RESPONSE_POLICY = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 
+_NOT_DONE = frozenset((b"CONNECT", b"TRACE"))
+_SLASH = ord("/")
 _VERSIONS = {b"0": (1, 0), b"1": (1, 1)}
 
 
@@ -53,6 +55,9 @@ class RequestReader(MessageReader[RequestHead]):
         self._empty_line_seen = False
         self._keep_alive = True
         self._host: bytes | None = None  # the last one found valid; a connection's requests rarely name another
+        self._plain_block = b""  # the last fields that govern nothing but the host,
+        self._plain_fields: Headers = []  # what they are without it,
+        self._plain_authority = b""  # and the host
 
     @property
     def started(self) -> bool:
@@ -96,9 +101,14 @@ class RequestReader(MessageReader[RequestHead]):
         method, target, minor = line.groups()
         if len(target) > MAX_TARGET:
             self._refuse("the request target is too long", 414)
+        block = head[line.end() :]
+        if block == self._plain_block and minor == b"1" and target[0] == _SLASH and method not in _NOT_DONE:
+            # Word for word what the last request had: to be read, and judged, as then.
+            self._keep_alive = True
+            self._await_body(0)
+            return RequestHead(method, target, self._plain_authority, self._plain_fields)
         try:
-            fields = parse_fields(head[line.end() :])
-            return self._judge(method, target, _VERSIONS[minor], fields)
+            return self._judge(method, target, _VERSIONS[minor], block)
         except FieldError as exc:
             self._refuse(str(exc))
 
@@ -116,42 +126,32 @@ class RequestReader(MessageReader[RequestHead]):
         self._partial.clear()
         return self._pos < len(self._data)
 
-    def _judge(self, method: bytes, target: bytes, version: tuple[int, int], fields: Headers) -> RequestHead:
+    def _judge(self, method: bytes, target: bytes, version: tuple[int, int], block: bytes) -> RequestHead:
+        fields = parse_fields(block)
         if len(fields) > self._limits.header_fields:
             self._refuse("too many header fields", 431)
-        hosts: list[bytes] = []
-        lengths: list[bytes] = []
-        codings: list[bytes] = []
-        connection: list[bytes] = []
-        upgrades: list[bytes] = []
-        expect: list[bytes] = []
-        for name, value in fields:
-            if name in _REQUEST_POLICY:
-                if name == b"host":
-                    hosts.append(value)
-                elif name == b"connection":
-                    connection.append(value)
-                elif name == b"content-length":
-                    lengths.append(value)
-                elif name == b"transfer-encoding":
-                    codings.append(value)
-                elif name == b"upgrade":
-                    upgrades.append(value)
-                else:
-                    expect.append(value)
-        framed = framing(lengths, codings, version) or 0
+        said: dict[bytes, list[bytes]] = {}
+        for name, value in [field for field in fields if field[0] in _REQUEST_POLICY]:
+            said.setdefault(name, []).append(value)
+        hosts = said.get(b"host", [])
+        expect = said.get(b"expect")
+        framed: int | Literal["chunked"] = 0
+        if b"content-length" in said or b"transfer-encoding" in said:
+            framed = framing(said.get(b"content-length", []), said.get(b"transfer-encoding", []), version) or 0
         authority = self._authority(hosts, version)
-        if method in (b"CONNECT", b"TRACE"):
+        if method in _NOT_DONE:
             self._refuse(f"{method.decode()} is not done here", 405)
         if not target.startswith(b"/"):
             target, authority = self._other_form(method, target, authority)
         if hosts:
             fields.remove((b"host", hosts[0]))
-        said = options(connection) if connection else []
-        keep_alive = b"close" not in said and (version == (1, 1) or b"keep-alive" in said)
+            if len(said) == 1 and version == (1, 1) and target[0] == _SLASH:
+                self._plain_block, self._plain_fields, self._plain_authority = block, fields, hosts[0]
+        wishes = options(said[b"connection"]) if b"connection" in said else []
+        keep_alive = b"close" not in wishes and (version == (1, 1) or b"keep-alive" in wishes)
         upgrade = None
-        if upgrades and framed == 0 and version == (1, 1) and b"upgrade" in said:
-            upgrade = requested_upgrade(method, options(upgrades))
+        if b"upgrade" in said and framed == 0 and version == (1, 1) and b"upgrade" in wishes:
+            upgrade = requested_upgrade(method, options(said[b"upgrade"]))
         if expect and options(expect) != [b"100-continue"]:
             self._refuse("an expectation that is not met here", 417)
         self._keep_alive = keep_alive
@@ -283,20 +283,12 @@ class ResponseReader(MessageReader[ResponseHead]):
     def _judge(self, status: int, reason: bytes, version: tuple[int, int], fields: Headers) -> ResponseHead:
         if len(fields) > self._limits.header_fields:
             self._refuse("too many header fields")
-        lengths: list[bytes] = []
-        codings: list[bytes] = []
-        connection: list[bytes] = []
-        for name, value in fields:
-            if name in _RESPONSE_POLICY:
-                if name == b"content-length":
-                    lengths.append(value)
-                elif name == b"connection":
-                    connection.append(value)
-                else:
-                    codings.append(value)
-        framed = framing(lengths, codings, version)
-        said = options(connection) if connection else []
-        keep_alive = b"close" not in said and (version == (1, 1) or b"keep-alive" in said)
+        said: dict[bytes, list[bytes]] = {}
+        for name, value in [field for field in fields if field[0] in _RESPONSE_POLICY]:
+            said.setdefault(name, []).append(value)
+        framed = framing(said.get(b"content-length", []), said.get(b"transfer-encoding", []), version)
+        wishes = options(said[b"connection"]) if b"connection" in said else []
+        keep_alive = b"close" not in wishes and (version == (1, 1) or b"keep-alive" in wishes)
         length: int | None = 0
         if status < 200:
             if status == 101:

@@ -13,7 +13,7 @@ def encode_request_head(method: bytes, target: bytes, headers: Headers) -> bytes
     Raises:
         ValueError: a part holds CR, LF or NUL.
     """
-    return _block(b"%b %b HTTP/1.1\r\n" % (method, target), headers)
+    return _block(b"%b %b HTTP/1.1" % (method, target), headers)
 
 
 def encode_response_head(status: int, reason: bytes, headers: Headers) -> bytes:
@@ -22,7 +22,7 @@ def encode_response_head(status: int, reason: bytes, headers: Headers) -> bytes:
     Raises:
         ValueError: a part holds CR, LF or NUL.
     """
-    return _block(b"HTTP/1.1 %d %b\r\n" % (status, reason), headers)
+    return _block(b"HTTP/1.1 %d %b" % (status, reason), headers)
 
 
 def encode_chunk(data: bytes) -> bytes:
@@ -51,16 +51,13 @@ def encode_last_chunk(trailers: Iterable[Header] = ()) -> bytes:
     Raises:
         ValueError: a trailer holds CR, LF or NUL.
     """
-    return _block(b"0\r\n", list(trailers))
+    return _block(b"0", list(trailers))
 
 
 def _block(first_line: bytes, headers: Headers) -> bytes:
-    parts = [first_line]
-    parts += [b"%b: %b\r\n" % field for field in headers]
-    parts.append(b"\r\n")
-    block = b"".join(parts)
+    block = b"\r\n".join((first_line, *map(b": ".join, headers), b"", b""))
     # Any line end or NUL that came from a part shows in the sums: one look at the whole instead of one at each part.
-    lines = len(parts)
+    lines = len(headers) + 2
     if block.count(b"\n") != lines or block.count(b"\r") != lines or b"\0" in block:
         raise ValueError("a line end or NUL inside a part of a head")
     return block

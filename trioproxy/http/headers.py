@@ -7,6 +7,7 @@ makes up survives beside it.
 
 from __future__ import annotations
 
+import functools
 import html
 import string
 from collections.abc import Iterable
@@ -37,7 +38,8 @@ _FORWARDING = b"x-forwarded"
 _NOT_FROM_BACKENDS = _HOP_BY_HOP | {b"content-length", b"via"}
 
 # Gateways from HTTP to environment variables know no difference between these, so a name is judged as they see it.
-_FOLDED = bytes(c if chr(c) in string.ascii_lowercase + string.digits else ord("-") for c in range(256))
+# No name holds a line feed, which therefore may stand between two of them.
+_FOLDED = bytes(c if chr(c) in string.ascii_lowercase + string.digits + "\n" else ord("-") for c in range(256))
 
 _USUAL_OPTIONS = frozenset((b"keep-alive", b"close", b"upgrade", b"te", b"http2-settings"))
 _METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
@@ -81,23 +83,27 @@ def request_headers(head: RequestHead, arrival: Arrival, prefix: bytes | None, p
     named: set[bytes] = set()
     received = b""
     length_sent = trailers_wanted = False
-    kept: Headers = [(b"host", head.authority)]
-    for field in head.headers:
-        name = field[0].translate(_FOLDED)
-        if name in _NOT_FROM_CLIENTS:
-            name, value = field
-            if name == b"connection":
-                named.update(options([value]))
-            elif name == b"via":
-                received += value + b", "
-            elif name == b"content-length":
-                length_sent = True
-            elif name == b"te":
-                trailers_wanted = trailers_wanted or b"trailers" in options([value])
-        elif not name.startswith(_FORWARDING):
-            kept.append(field)
-    if not named <= _USUAL_OPTIONS:
-        kept[1:] = [field for field in kept[1:] if field[0] not in named]
+    kept: Headers = [(b"host", head.authority), *head.headers]
+    # All names in one go: they are looked through one by one only where there is something to find.
+    names = b"\n".join([name for name, _ in kept]).translate(_FOLDED)
+    folded = names.split(b"\n")
+    if b"\n" + _FORWARDING in names or not _NOT_FROM_CLIENTS.isdisjoint(folded[1:]):
+        del kept[1:]
+        for field, name in zip(head.headers, folded[1:], strict=True):
+            if name in _NOT_FROM_CLIENTS:
+                name, value = field
+                if name == b"connection":
+                    named.update(options([value]))
+                elif name == b"via":
+                    received += value + b", "
+                elif name == b"content-length":
+                    length_sent = True
+                elif name == b"te":
+                    trailers_wanted = trailers_wanted or b"trailers" in options([value])
+            elif not name.startswith(_FORWARDING):
+                kept.append(field)
+        if not named <= _USUAL_OPTIONS:
+            kept[1:] = [field for field in kept[1:] if field[0] not in named]
     if received and pseudonym in received.replace(b",", b" ").split():
         raise RequestError("the request comes back to this proxy", 508)
 
@@ -112,7 +118,7 @@ def request_headers(head: RequestHead, arrival: Arrival, prefix: bytes | None, p
         kept.append((b"forwarded", forwarded))
         if prefix is not None:
             kept.append((b"x-forwarded-prefix", prefix))
-    kept.append((b"via", received + _via(head, pseudonym)))
+    kept.append((b"via", received + _via(head.http_version, pseudonym)))
 
     if head.expect_continue:
         kept.append((b"expect", b"100-continue"))
@@ -202,24 +208,20 @@ def _passed_on(head: ResponseHead, pseudonym: bytes) -> tuple[Headers, bytes, bo
     named: set[bytes] = set()
     received = b""
     length_sent = b""
-    dated = False
-    kept: Headers = []
-    for field in head.headers:
-        name = field[0]
-        if name in _NOT_FROM_BACKENDS:
-            if name == b"connection":
-                named.update(options([field[1]]))
+    headers = head.headers
+    kept = [field for field in headers if field[0] not in _NOT_FROM_BACKENDS]
+    if len(kept) < len(headers):
+        for name, value in headers:
+            if name == b"content-length":
+                length_sent = value
+            elif name == b"connection":
+                named.update(options([value]))
             elif name == b"via":
-                received += field[1] + b", "
-            elif name == b"content-length":
-                length_sent = field[1]
-        else:
-            dated = dated or name == b"date"
-            kept.append(field)
-    if not named <= _USUAL_OPTIONS:
-        kept = [field for field in kept if field[0] not in named]
-        dated = b"date" not in named and dated
-    kept.append((b"via", received + _via(head, pseudonym)))
+                received += value + b", "
+        if not named <= _USUAL_OPTIONS:
+            kept = [field for field in kept if field[0] not in named]
+    dated = b"date" in [name for name, _ in kept]
+    kept.append((b"via", received + _via(head.http_version, pseudonym)))
     return kept, length_sent, dated
 
 
@@ -275,5 +277,6 @@ def http_date(timestamp: float) -> bytes:
     ).encode()
 
 
-def _via(head: RequestHead | ResponseHead, pseudonym: bytes) -> bytes:
-    return b"%d.%d %b" % (*head.http_version, pseudonym)
+@functools.cache  # three versions, and one pseudonym a process
+def _via(version: tuple[int, int], pseudonym: bytes) -> bytes:
+    return b"%d.%d %b" % (*version, pseudonym)

@@ -71,4 +71,8 @@ class End:
     trailers: Sequence[Header] = ()
 
 
+END = End()
+"""An end without trailers, as nearly all are."""
+
+
 Event = RequestHead | ResponseHead | bytes | End

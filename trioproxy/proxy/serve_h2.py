@@ -1,9 +1,10 @@
 """An HTTP/2 client connection: many requests at once, each in a task of its own, and one task that writes.
 
-How it works. This task reads, hands what has come to the codec and starts a task for each request. The requests' tasks
-never touch the socket: what they say is queued in the codec, and the writer, which they ring, sends what all of them
-have said since it slept, at most `SEND_AT_ONCE` at a time. The reader waits for nobody but the client, so no stream can
-hold up another; a stream that is not read fills its own window and stops.
+How it works. This task reads, hands what has come to the codec and starts a task for each request, or wakes one that
+has just served another. The requests' tasks never touch the socket: what they say is queued in the codec, and the
+writer, which they ring, sends what all of them have said since it slept, at most `SEND_AT_ONCE` at a time. The reader
+waits for nobody but the client, so no stream can hold up another; a stream that is not read fills its own window and
+stops.
 
 A request's task has no cancel scope. A stream that its client gives up is marked as lost, which wakes the task if it
 waits for the client, and which the backend's side looks at once a second. Until the task has ended its slot counts as
@@ -32,7 +33,7 @@ from trioproxy.errors import (
 )
 from trioproxy.http.h2 import MAX_STREAMS, Body, Closed, Code, Ended, Event, Over, Refused, Request, ServerCodec
 from trioproxy.http.messages import RequestHead
-from trioproxy.net.sock import Stream
+from trioproxy.net.sock import TLS_READ, Stream
 from trioproxy.proxy.bell import Bell
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
@@ -47,6 +48,10 @@ SEND_AT_ONCE = 64 * 1024
 GRACE = 1.0
 """Seconds for which a connection that is to end still takes requests that are on their way, if its client does not
 answer the PING that would tell."""
+
+RESTING = 16
+"""Tasks that wait for another request to serve, within a second of the last one: to wake one costs half of what its
+birth and its death do."""
 
 Answer = Callable[[ProxyContext, Visit, RequestHead, Client], Awaitable[None]]
 """As for `serve_h1`."""
@@ -82,7 +87,8 @@ class _Connection:
         self._snapshot = ctx.cell.current  # whose routes still had this connection's entry
         self._clients: dict[int, H2Client] = {}  # by stream, until that is closed
         self._fresh: list[H2Client] = []  # of the present batch of events
-        self._working = 0  # requests whose tasks have not ended
+        self._working = 0  # requests that have not come to their ends
+        self._resting: list[_Server] = []
         self._bell = Bell()
         self._idle_since: float | None = trio.current_time()
         self._unfinished = 0
@@ -119,15 +125,21 @@ class _Connection:
     async def _read(self, nursery: trio.Nursery) -> None:
         codec, stream = self.codec, self._stream
         try:
-            while data := await stream.receive_some():
+            data = await stream.receive_some()
+            while data:
                 codec.receive(data)
                 self._heed_all()
                 for client in self._fresh:
                     if not client.lost:  # reset in the same breath, and never asked
                         self._working += 1
-                        nursery.start_soon(self._serve, client, name="request")
+                        if self._resting:
+                            self._resting.pop().wake(client)
+                        else:
+                            nursery.start_soon(self._serve_several, client, name="requests")
                 self._fresh.clear()
                 self.ring()
+                # A record that was not full is the last that its sender had.
+                data = await (stream.receive_next() if len(data) < TLS_READ else stream.receive_some())
         except StreamInterrupted:  # by our writer, when all was said
             pass
         except StreamError as exc:
@@ -184,6 +196,16 @@ class _Connection:
         log.info("%s: refused: %s", self._visit.peer, error)
         H2Client(self, stream, request, ended=True).fail(error)
         self.codec.leave(stream)
+
+    async def _serve_several(self, client: H2Client | None) -> None:
+        """Serve one request after the other, as long as the next one comes soon."""
+        me = _Server()
+        while client is not None:
+            await self._serve(client)
+            if len(self._resting) >= RESTING:
+                return
+            self._resting.append(me)
+            client = await me.rest()
 
     async def _serve(self, client: H2Client) -> None:
         try:
@@ -258,6 +280,9 @@ class _Connection:
         unfinished = self.codec.unfinished
         if unfinished != self._unfinished:
             self._unfinished, self._unfinished_since = unfinished, now
+        if self._idle_since is not None:
+            while self._resting:  # an idle connection shall not hold the memory of a busy one
+                self._resting.pop().wake(None)
         late = unfinished and now - self._unfinished_since > self.timeouts.header
         return late or (self._idle_since is not None and now - self._idle_since > self.timeouts.idle)
 
@@ -268,6 +293,27 @@ class _Connection:
             self._stream.interrupt()  # said before, and to no effect
         self.codec.terminate(Code.NO_ERROR)
         self.ring()
+
+
+class _Server:
+    """A task that has served a request, and waits for another."""
+
+    __slots__ = ("_bell", "_client")
+
+    def __init__(self) -> None:
+        self._bell = Bell()
+        self._client: H2Client | None = None
+
+    async def rest(self) -> H2Client | None:
+        """Wait for a request; None when there is none to wait for any more."""
+        await self._bell.wait()
+        client, self._client = self._client, None
+        return client
+
+    def wake(self, client: H2Client | None) -> None:
+        """Give it its next request, or let it go."""
+        self._client = client
+        self._bell.ring()
 
 
 def _named(code: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from trioproxy.config.model import Site
 from trioproxy.errors import InvalidName, RequestError, UpstreamError
 from trioproxy.http.messages import RequestHead
@@ -33,6 +35,7 @@ async def answer_site(ctx: ProxyContext, visit: Visit, request: RequestHead, cli
         raise
 
 
+@functools.lru_cache(maxsize=4096)  # which every request asks, and few ask for something new
 def requested_name(authority: bytes) -> str | None:
     """The normalised host of an authority, None when it is empty (HTTP/1.0 without Host)."""
     if not authority:
