@@ -220,7 +220,7 @@ async def running_pebble(
         folder: For its configuration and certificates; made if need be.
         http_port: The port on which a name's addresses are asked for HTTP-01 answers.
         nonce_reject: How many of a hundred good nonces it refuses.
-        customers: Key ids and HMAC keys (base64url) of those who may open an account, bound to them; None for everybody.
+        customers: Key ids and HMAC keys (base64url) of those who alone may open accounts; None for everybody.
         validity: Seconds for which its certificates are good; None for Pebble's own five years.
         env: More of its environment, such as `{"PEBBLE_AUTHZREUSE": "100"}`.
     """
