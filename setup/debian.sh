@@ -4,6 +4,7 @@
 #   setup/debian.sh venv PYTHON   what PYTHON lacks to make a virtual environment; fails when it cannot be had
 #   setup/debian.sh test          the servers and clients that the end-to-end tests run; never fails, because
 #                                 without them those tests skip and say why
+#   setup/debian.sh browser       Chromium, for the tests that use one; 300 MB, so nobody gets it who has not asked
 #   setup/debian.sh bench         the proxies that the benchmark compares with, h2load, and a C compiler with OpenSSL for
 #                                 its own load; never fails, because the benchmark says what it lacks
 set -euo pipefail
@@ -96,6 +97,10 @@ install_for_tests() {
         certbot:certbot curl:curl nghttp:nghttp2-client ip:iproute2 nft:nftables
 }
 
+install_browser() {
+    install_what "tests with a browser" "Those tests will skip." chromium:chromium
+}
+
 install_for_bench() {
     install_what "the benchmark's comparisons" "It will say what it lacks." "${proxies[@]}" gcc:gcc libc:libc6-dev \
         libssl:libssl-dev h2load:nghttp2-client
@@ -105,6 +110,7 @@ PATH=$PATH:/usr/sbin:/sbin # where Debian keeps nginx and ip, and ordinary users
 case ${1-} in
     venv) install_for_venv "$2" ;;
     test) install_for_tests ;;
+    browser) install_browser ;;
     bench) install_for_bench ;;
-    *) say "usage: $0 venv PYTHON | test | bench"; exit 2 ;;
+    *) say "usage: $0 venv PYTHON | test | browser | bench"; exit 2 ;;
 esac
