@@ -12,10 +12,11 @@ import trio
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import InternalCA
 from trioproxy.certs.manager import Manager
+from trioproxy.certs.served import Listening
 from trioproxy.certs.status import CertificateStatus, Outcome
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
-from trioproxy.config.model import Config
+from trioproxy.config.model import Config, HostPort
 from trioproxy.control import Report
 from trioproxy.errors import TrioproxyError
 from trioproxy.net.listen import Handler, Peer, accept_forever, bind
@@ -38,7 +39,7 @@ async def renew(config: Config, names: Sequence[str], force: bool, report: Repor
     """
     parts = _Parts(config)
     parts.manager.named(names)  # a wrong name is told before anybody looks for port 80
-    async with _port_80(config, parts.cell, parts.board, parts.reaper):
+    async with _port_80(config, parts, report):
         return await parts.manager.renew(names, force, report)
 
 
@@ -46,7 +47,7 @@ async def revoke(config: Config, name: str, reason: str, report: Report) -> Outc
     """Do what `Manager.revoke` does while no server runs. Raises as that, and ListenError."""
     parts = _Parts(config)
     parts.manager.named([name])
-    async with _port_80(config, parts.cell, parts.board, parts.reaper):
+    async with _port_80(config, parts, report):
         come = await _whatever_comes(parts.manager.revoke(name, reason, report))
     return come()
 
@@ -89,25 +90,39 @@ class _Parts:
         self.board = ChallengeBoard()
         self.reaper = Reaper()
         self.cell = Cell(Snapshot(config, RouteTable.of(config), Contexts(source.context_for), source.awaiting(config)))
+        self.http: tuple[HostPort, ...] = ()  # where challenges are answered, while they are
         self.manager = Manager(
-            self.cell, self.board, store, source, lambda settings: acme_client(settings, store, self.reaper)
+            self.cell,
+            self.board,
+            store,
+            source,
+            lambda settings: acme_client(settings, store, self.reaper),
+            listening=Listening(https=tuple, http=lambda: self.http),
         )
 
 
 @asynccontextmanager
-async def _port_80(config: Config, cell: Cell, board: ChallengeBoard, reaper: Reaper) -> AsyncIterator[None]:
+async def _port_80(config: Config, parts: _Parts, report: Report) -> AsyncIterator[None]:
+    """Answer port 80 as long as the block runs, and then until what is to be done after a renewal is done too."""
     listeners = bind(config.listen.http, optional=not config.listen.http_written)
-    ctx = proxy_context(cell, board, reaper)
+    parts.http = tuple(HostPort(*listener.getsockname()[:2]) for listener in listeners)
+    ctx = proxy_context(parts.cell, parts.board, parts.reaper)
+    aftercare = parts.manager.aftercare
     async with trio.open_nursery() as nursery:
 
         def handle(sock: Socket, peer: Peer) -> None:
             nursery.start_soon(serve_plain, ctx, sock, peer)
 
-        nursery.start_soon(reaper.run)  # noqa: ASYNC113 - nothing waits for it to have begun
+        nursery.start_soon(parts.reaper.run)  # noqa: ASYNC113 - nothing waits for it to have begun
         nursery.start_soon(ctx.pool.run)  # noqa: ASYNC113
+        nursery.start_soon(aftercare.run)  # noqa: ASYNC113
         for listener in listeners:
             nursery.start_soon(_accept, listener, handle)
         yield
+        await aftercare.settle()
+        for status in parts.manager.listing():
+            if status.state == "amiss":
+                report(f"{status.name}: {status.error}")
         nursery.cancel_scope.cancel()
 
 

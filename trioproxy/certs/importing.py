@@ -146,9 +146,13 @@ def handlers(manager: Manager) -> dict[str, Handler]:
         await manager.look()
         told: dict[str, str] = {}
         for name in map(str, arguments["names"]):
-            site, leaf = manager.site(name), manager.leaf_of(name)
-            if site is not None and leaf is not None:
-                told[name] = await manager.aftercare.check(site, leaf)
+            told[name] = "it is being renewed at this moment"
+            with trio.move_on_after(PATIENCE):
+                site, leaf = manager.site(name), await manager.leaf_of(name)
+                if site is None or leaf is None:
+                    told[name] = "the running server goes by another configuration or storage: reload it"
+                else:
+                    told[name] = await manager.aftercare.check(site, leaf)
         return {"served": told}
 
     return {"certs.look": look}

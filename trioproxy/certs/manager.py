@@ -339,8 +339,10 @@ class Manager:
         """The site of that name, as it is configured now."""
         return self._config.sites.get(name)
 
-    def leaf_of(self, name: str) -> Leaf | None:
-        """The certificate that a site has from a CA, as far as `look` has seen it."""
+    async def leaf_of(self, name: str) -> Leaf | None:
+        """The certificate that a site has from a CA, as `look` has seen it, or whoever is at work on it has left it."""
+        if job := self._jobs.get(name):
+            await job.done.wait()
         known = self._work.known.get(name)
         return known.leaf if known else None
 

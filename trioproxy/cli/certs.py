@@ -21,6 +21,7 @@ from rich.text import Text
 from trioproxy import standalone
 from trioproxy.acme.signing import REASONS
 from trioproxy.certs.status import day, time_of_day
+from trioproxy.cli import certs_import, certs_trust
 from trioproxy.cli.common import json_option, load_config
 from trioproxy.config.model import Config
 from trioproxy.config.values import CAS
@@ -33,7 +34,7 @@ MAX_WIDTH = 10_000
 
 @click.group("certs")
 def command() -> None:
-    """List, renew and revoke certificates."""
+    """List, renew, revoke and import certificates; trust the internal CA."""
 
 
 @command.command("list")
@@ -113,6 +114,10 @@ def rollover_command(context: click.Context, directory: str) -> None:
     config = load_config(context)
     configure("debug" if config.log_level == "debug" else "critical")
     click.echo(_run(_roll_over, config, CAS.get(directory, directory))["done"])
+
+
+command.add_command(certs_import.command)
+command.add_command(certs_trust.command)
 
 
 # ---- asking -------------------------------------------------------------------------------------------
