@@ -11,20 +11,25 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from tests.acme.support import PATIENCE
 from tests.certs.making import acme_site, bundle, config
 from tests.certs.test_live import echo
-from tests.certs.world import World, world
+from tests.certs.world import SameDice, World, world
 from tests.net.sockets import until
+from trioproxy.acme.client import AcmeClient
 from trioproxy.certs import aftercare
 from trioproxy.certs.aftercare import Aftercare
 from trioproxy.certs.bundle import Bundle
+from trioproxy.certs.manager import Manager
 from trioproxy.certs.served import Listening
 from trioproxy.certs.status import CertificateStatus
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, HostPort
 from trioproxy.errors import StoreError
+from trioproxy.net.http_client import HttpClient
+from trioproxy.net.sock import Reaper
 
 NAME = "cloud.test"
 OTHER = "home.test"
@@ -225,3 +230,47 @@ async def test_a_site_that_is_gone_is_no_longer_complained_of(tmp_path: Path) ->
         w.reload(config(tmp_path))
         await care.check_again()
     assert status(care).error == ""
+
+
+async def test_a_renewal_says_in_one_line_that_it_is_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    w = world(tmp_path, acme_site(NAME))
+    w.authority.seconds[NAME] = 0
+    async with listening(w) as here:
+        manager = Manager(
+            w.cell,
+            ChallengeBoard(),
+            w.store,
+            w.source,
+            lambda settings: AcmeClient(settings, HttpClient(None, Reaper()), w.store.accounts),
+            w.clock,
+            SameDice(),
+            w.authority.obtain,
+            listening=attrs.evolve(here, http=lambda: [HostPort("127.0.0.1", 1)]),
+        )
+        told: list[str] = []
+        with trio.fail_after(PATIENCE):
+            await manager.renew([NAME], False, told.append)
+            first, told[:] = list(told), []
+            await manager.renew([NAME], True, told.append)
+    checked = [line for line in caplog.messages if line.endswith("; new handshakes already get it (checked)")]
+    assert len(checked) == 2
+    assert all(line.startswith(f"{NAME}  valid to ") for line in checked)
+    assert "ordering a certificate" in "".join(first)
+
+
+async def test_a_first_order_is_looked_at_and_a_later_one_is_not(tmp_path: Path) -> None:
+    w = world(tmp_path, acme_site(NAME))
+    care = Aftercare(w.cell, ChallengeBoard(), w.store, Listening(https=list, http=list))
+    told: list[str] = []
+
+    async def order() -> int:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        return 1
+
+    assert await care.beside_first(NAME, told.append, order, first=False) == 1
+    assert told == []
+    with trio.fail_after(PATIENCE):
+        while not told:  # the order may be faster than the look at it
+            assert await care.beside_first(NAME, told.append, order, first=True) == 1
+    assert "nothing listens for plain HTTP here" in told[0]

@@ -115,6 +115,15 @@ async def test_our_own_port_80_is_asked_for_a_token_of_the_name(settings: Config
         assert await looking(address, board=board).warnings(settings, NAME) == []
 
 
+async def test_a_storage_that_cannot_be_written(settings: Config, tmp_path: Path) -> None:
+    board = ChallengeBoard()
+    (tmp_path / "file").write_text("")
+    async with port80(partial(answered, board)) as address:
+        wrong = attrs.evolve(settings, storage=tmp_path / "file")
+        [warning] = await looking(address, board=board).warnings(wrong, NAME)
+    assert "is a file, where a folder should be" in warning
+
+
 async def test_a_port_80_that_redirects_tokens_is_told(settings: Config) -> None:
     async with port80(partial(answered, ChallengeBoard())) as address:
         [warning] = await looking(address).warnings(settings, NAME)

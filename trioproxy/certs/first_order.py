@@ -20,6 +20,7 @@ import attrs
 import trio
 
 from trioproxy.access import Network
+from trioproxy.certs.preflight import unusable_storage
 from trioproxy.certs.served import Listening, must_announce, reachable
 from trioproxy.challenges import HTTP01_PREFIX, ChallengeBoard
 from trioproxy.config.model import Config
@@ -61,6 +62,8 @@ class FirstOrder:
     async def warnings(self, config: Config, name: str) -> list[str]:
         """What to tell about `name`, in sentences; what takes too long is left out."""
         found: list[str] = []
+        if problem := unusable_storage(config.storage):
+            found.append(f"{name}: a certificate could not be kept in {config.storage}: {problem}")
 
         async def look_up() -> None:
             found.extend(await records(name, self.resolver, self.addresses()))
