@@ -30,7 +30,7 @@ from trioproxy.http.h2_events import Body, Closed, Code, Ended, Event, GoingAway
 from trioproxy.http.h2_heads import fields_to_send
 from trioproxy.http.h2_vigil import BODY_SENT, MESSAGE, PIECE_SENT, PREFACE, REFUSED, RESET, Vigil
 from trioproxy.http.headers import clean_trailers
-from trioproxy.http.messages import End, Header
+from trioproxy.http.messages import END, End, Header
 
 MAX_STREAMS = 128
 """That a peer may have open at once."""
@@ -299,7 +299,7 @@ class Codec:
             self._unread[stream] = self._unread.get(stream, 0) + len(data)
             self._told.append(Body(stream, data))
         if event.end_stream:
-            self._told.append(Ended(stream, End()))
+            self._told.append(Ended(stream, END))
 
     def _on_closed(self, event: ngh2.StreamClosed) -> None:
         stream, code = event.stream_id, event.error_code

@@ -53,7 +53,7 @@ class RequestHeads:
         self._authority: bytes | None = None  # the last one found valid; a connection's requests rarely name another
         self.size = 0
 
-    def read(self, fields: Iterable[Header], ended: bool) -> RequestHead:
+    def read(self, fields: Sequence[Header], ended: bool) -> RequestHead:
         """The head that `fields` make.
 
         Args:
@@ -67,13 +67,10 @@ class RequestHeads:
         cookies: list[bytes] = []
         lengths: list[bytes] = []
         expect: list[bytes] = []
-        kept: Headers = []
-        size = 0
-        for name, value in fields:
-            size += len(name) + len(value) + FIELD_OVERHEAD
-            if name not in _JUDGED:
-                kept.append((name, value))
-            elif name == b":method":
+        size = sum([len(name) + len(value) for name, value in fields]) + FIELD_OVERHEAD * len(fields)
+        kept = [field for field in fields if field[0] not in _JUDGED]
+        for name, value in [field for field in fields if field[0] in _JUDGED]:
+            if name == b":method":
                 method = value
             elif name == b":path":
                 path = value

@@ -211,7 +211,7 @@ def _passed_on(head: ResponseHead, pseudonym: bytes) -> tuple[Headers, bytes, bo
     headers = head.headers
     kept = [field for field in headers if field[0] not in _NOT_FROM_BACKENDS]
     if len(kept) < len(headers):
-        for name, value in headers:
+        for name, value in [field for field in headers if field[0] in _NOT_FROM_BACKENDS]:
             if name == b"content-length":
                 length_sent = value
             elif name == b"connection":

@@ -27,7 +27,7 @@ from trioproxy.errors import (
     UpstreamProtocolError,
 )
 from trioproxy.http.headers import request_headers
-from trioproxy.http.messages import End, Header, Headers, RequestHead, ResponseHead
+from trioproxy.http.messages import END, End, Header, Headers, RequestHead, ResponseHead
 from trioproxy.net.listen import Peer
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
@@ -267,7 +267,7 @@ class _Asking:
             )
 
 
-_NO_BODY = (End(),)
+_NO_BODY = (END,)
 
 
 def _arrived(client: Client) -> Sequence[bytes | End]:

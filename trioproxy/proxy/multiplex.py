@@ -21,7 +21,7 @@ import trio
 
 from trioproxy.errors import StreamError, StreamInterrupted
 from trioproxy.http.h2 import Body, ClientCodec, Closed, Code, Ended, Event, Over, Response
-from trioproxy.http.messages import End
+from trioproxy.http.messages import END
 from trioproxy.net.sock import Reaper, Stream
 from trioproxy.proxy.bell import Bell
 from trioproxy.proxy.upstream import Backend
@@ -154,7 +154,7 @@ class H2Connection:
             if (upstream := self.streams.get(event.stream)) is not None:
                 upstream.feed_head(event.head)
                 if event.ended:
-                    upstream.feed(End())
+                    upstream.feed(END)
         elif isinstance(event, Body):
             if (upstream := self.streams.get(event.stream)) is not None:
                 upstream.feed(event.data)

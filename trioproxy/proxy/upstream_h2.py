@@ -26,7 +26,7 @@ from trioproxy.errors import (
     UpstreamTimeout,
 )
 from trioproxy.http.h2 import STREAM_WINDOW, ClientCodec, Code
-from trioproxy.http.messages import End, Headers, RequestHead, ResponseHead
+from trioproxy.http.messages import END, End, Headers, RequestHead, ResponseHead
 from trioproxy.http.upgrade import websocket_accept
 from trioproxy.proxy.bell import Bell
 from trioproxy.proxy.tunnel import Duplex
@@ -125,7 +125,7 @@ class H2Upstream:
         self._later = self._number > 1
         self._asker = asker
         self._sent_end = bodiless
-        if len(body) == 2 and isinstance(body[0], bytes) and body[1] == End():
+        if len(body) == 2 and isinstance(body[0], bytes) and body[1] == END:
             self._sent_end = True
             codec.body(self._number, body[0], end=True)  # in one frame, as most calls of gRPC are
         elif not bodiless:
@@ -207,7 +207,7 @@ class H2Upstream:
     def send_end(self) -> None:
         """End our direction. Never fails."""
         if self._error is None and not self._closed and not self._sent_end:
-            self._queue(End())
+            self._queue(END)
             self._connection.ring()
 
     # ---- what the connection tells -----------------------------------------------------------------------
