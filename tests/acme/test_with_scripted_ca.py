@@ -13,7 +13,7 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.acme.support import Customer, Port80, failure, port80
+from tests.acme.support import Customer, MemoryAccounts, Port80, failure, port80
 from tests.scripted_ca import (
     Answer,
     Change,
@@ -134,15 +134,25 @@ async def test_a_limit_is_not_taken_for_a_dislike_of_replaces(ca: ScriptedCA, cu
 async def test_another_account_or_ca_is_not_told_what_is_replaced(
     ca: ScriptedCA, customer: Customer, tmp_path: Path
 ) -> None:
+    def told(authority: ScriptedCA) -> list[bool]:
+        return ["replaces" in asked.payload for asked in authority.asked if asked.resource == "newOrder"]
+
     await renewed(customer)
-    ca.forget()
+    customer.accounts = MemoryAccounts()
     await customer.obtain()
-    assert [asked.payload.get("replaces") for asked in ca.asked if asked.resource == "newOrder"][-1] is None
+    assert told(ca) == [False, False]
     await customer.journal.clear()
     async with scripted_ca(tmp_path / "other") as other:
         customer.directory, customer.ca_file = other.directory, other.ca_file
         await customer.obtain()
-        assert [order.replaces for order in other.orders] == [""]
+        assert told(other) == [False]
+
+
+async def test_an_account_that_was_forgotten_costs_no_certificate(ca: ScriptedCA, customer: Customer) -> None:
+    await renewed(customer)
+    ca.forget()
+    await customer.obtain()
+    assert [order.replaces for order in ca.orders] == [""]
 
 
 async def test_a_ca_without_renewal_information_is_not_told_either(ca: ScriptedCA, customer: Customer) -> None:
@@ -216,6 +226,8 @@ async def test_a_chain_that_is_of_no_use_does_not_keep_the_default_from_being_ta
 async def test_a_binding_is_checked(ca: ScriptedCA, customer: Customer) -> None:
     ca.customers = {"kid": b"a secret"}
     customer.settings = Acme(eab=Eab("kid", b"a secret"))
+    await customer.obtain()
+    await customer.journal.clear()
     await customer.obtain()
     assert [member.customer for member in ca.members] == ["kid"]
     customer.settings = Acme(eab=Eab("other", b"TopSecret"))
