@@ -19,6 +19,7 @@ from trioproxy.certs.contexts import read_files
 from trioproxy.certs.preflight import check_files, unusable_storage
 from trioproxy.cli import transparent
 from trioproxy.cli.common import CONFIG_WRONG, config_path, json_option, print_mistakes, read_config
+from trioproxy.cli.network import network_warnings
 from trioproxy.cli.rows import TITLES, Row, rows
 from trioproxy.config.advice import warnings
 from trioproxy.config.model import CATCH_ALL, CertificateFiles, Config
@@ -34,8 +35,9 @@ MAX_WIDTH = 10_000
 
 @click.command("check")
 @json_option
+@click.option("--network", is_flag=True, help="Ask the name servers, too, where the names lead.")
 @click.pass_context
-def command(context: click.Context, as_json: bool) -> None:
+def command(context: click.Context, as_json: bool, network: bool) -> None:
     """Say what is wrong with the configuration, where each name leads, and what is worth a second thought.
 
     Exits with 2 if anything is wrong.
@@ -58,6 +60,7 @@ def command(context: click.Context, as_json: bool) -> None:
             *_sockets(config),
             *_http2(config),
             *_transparency(config),
+            *(network_warnings(config) if network else ()),
         ]
     if as_json:
         _print_json(config_path(context), error, table, advice)
