@@ -20,8 +20,13 @@ COMMANDS = {
     "serve": "Run the proxy.",
     "demo": "Run the proxy on this machine with stand-in backends, to try it out.",
     "check": "Say what is wrong with the configuration, and where each name leads.",
-    "certs": "List and renew certificates.",
+    "status": "Show the running server: names, certificates, connections.",
+    "reload": "Have the running server read its configuration again, and show what changes.",
+    "connections": "List the running server's connections, or end one.",
+    "upgrade": "Have the running server replaced by a new process, without a gap.",
+    "certs": "List, renew, revoke and import certificates; trust the internal CA.",
     "probe": "Try which PROXY header the backend of a passthrough name understands.",
+    "install-service": "Set up user, folders and unit for systemd.",
     "transparent-setup": 'Print what names with client_ip = "transparent" need of this machine.',
 }
 """What each command does. It is in the module of its name, with _ for -, where it is called `command`."""

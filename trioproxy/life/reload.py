@@ -49,7 +49,7 @@ class Outcome:
     def lines(self) -> list[str]:
         """For people."""
         found = [*self.difference.lines(), *(f"~ certificate {text}" for text in self.certificates)]
-        found += [f"- {count} connections of {name} are to end" for name, count in self.ending.items()]
+        found += [f"- connections of {name}: {count}, which are to end" for name, count in self.ending.items()]
         return found or ["nothing changes"]
 
     def as_json(self) -> dict[str, Any]:

@@ -61,21 +61,29 @@ def adopt(descriptor: int, name: str) -> Passed:
     """
     try:
         sock = socket.socket(fileno=descriptor)
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-            raise ListenError(f"descriptor {descriptor} was passed to this process and is no TCP socket: {_ADVICE}")
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise ListenError(f"descriptor {descriptor} was passed to this process and does not listen: {_ADVICE}")
-        host, port = sock.getsockname()[:2]
-        if sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
-            raise ListenError(
-                f"the socket for {HostPort(host, port)} takes IPv4 connections too, whose clients would be disguised: "
-                "set BindIPv6Only=ipv6-only in its unit, and name 0.0.0.0 beside it"
-            )
-        os.set_inheritable(descriptor, False)
-        sock.setblocking(False)
     except OSError as exc:
         raise ListenError(f"descriptor {descriptor}, said to be passed to this process, is no socket: {exc}") from exc
+    if problem := _unfit(sock):
+        sock.close()
+        raise ListenError(f"descriptor {descriptor} was passed to this process and {problem}")
+    os.set_inheritable(descriptor, False)
+    sock.setblocking(False)
+    host, port = sock.getsockname()[:2]
     return Passed(name, HostPort(host.partition("%")[0], port), sock)
+
+
+def _unfit(sock: socket.socket) -> str:
+    """Why we cannot accept from a socket, and what would be right; "" if we can."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        return f"is no TCP socket: {_ADVICE}"
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return f"does not listen: {_ADVICE}"
+    if sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        return (
+            f"takes IPv4 connections besides those for {HostPort(*sock.getsockname()[:2])}, whose clients would be "
+            "disguised: set BindIPv6Only=ipv6-only in its unit, and name 0.0.0.0 too"
+        )
+    return ""
 
 
 _ADVICE = "ListenStream= with a port, and Accept=no, is what its socket unit needs"

@@ -1,0 +1,98 @@
+"""A server that root starts, and that is root no more."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.life.served import PATIENCE, ROOT, Served, configuration, served
+from tests.process.interpreters import USER, interpreter
+from tests.proxy.stage import HELLO, answering, backend
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that anybody may enter; those of pytest are its user's alone."""
+    made = Path(tempfile.mkdtemp(prefix="trioproxy-test-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+def text(folder: Path, port: int) -> str:
+    return configuration(folder, cloud=port) + f'[process]\nuser = "{USER}"\n'
+
+
+def fields(pid: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+
+
+async def reload(service: Served) -> list[str]:
+    lines: list[str] = (await service.ask("reload", dry_run=False))["lines"]
+    return lines
+
+
+async def test_it_serves_and_reloads_as_an_ordinary_user_and_binds_low_ports_all_the_same(folder: Path) -> None:
+    who = pwd.getpwnam(USER)
+    low = next(port for port in range(1023, 600, -1) if _is_free(port))
+    async with backend(answering(HELLO)) as (port, _), served(folder, text(folder, port)) as service:
+        status = fields(service.process.pid)
+        assert status["Uid"] == [str(who.pw_uid)] * 4
+        assert status["CapEff"] == [f"{1 << 10:016x}"]
+        assert status["NoNewPrivs"] == ["1"]
+        assert "running as nobody (uid" in service.said()
+        assert await service.get() == b"hello"
+        owners = {path.stat().st_uid for path in (folder / "store", *(folder / "store").rglob("*"))}
+        assert owners == {who.pw_uid}
+        service.config.write_text(text(folder, port).replace(
+            'http = ["127.0.0.1:0"]', f'http = ["127.0.0.1:0", "127.0.0.1:{low}"]'))  # fmt: skip
+        assert f"+ listener http 127.0.0.1:{low}" in await reload(service)
+        async with await trio.open_tcp_stream("127.0.0.1", low):
+            pass
+        assert not any("restart" in line for line in await reload(service))  # its default folders are what they were
+
+
+async def test_the_successor_is_the_same_user_with_the_same_capabilities(folder: Path) -> None:
+    python, packages = interpreter()
+    environ = {"PYTHONPATH": f"{ROOT}:{packages}"}
+    async with (
+        backend(answering(HELLO)) as (port, _),
+        served(folder, text(folder, port), environ=environ, python=python) as service,
+    ):
+        before = fields(service.process.pid)
+        outcome = await service.ask("upgrade")
+        after = fields(outcome["pid"])
+        for key in ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "CapBnd", "CapAmb", "NoNewPrivs"):
+            assert before[key] == after[key], key
+        assert await service.get() == b"hello"
+        os.kill(outcome["pid"], signal.SIGTERM)
+        with trio.fail_after(PATIENCE):
+            while service.control.exists():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+
+async def test_a_store_of_somebody_else_stops_the_start(folder: Path) -> None:
+    (folder / "store").mkdir()
+    (folder / "store" / "keys").touch()
+    with pytest.raises(AssertionError) as no:
+        async with served(folder, text(folder, 9)):
+            pass
+    assert "belongs to root, and process.user is nobody" in str(no.value)
+    assert "ready" not in str(no.value)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) != 0
