@@ -152,6 +152,32 @@ async def test_who_was_killed_beside_its_command_runs_it_again(tmp_path: Path) -
     assert lines(tmp_path / "told") == ["x", "y"]
 
 
+async def test_a_manager_that_is_paused_beside_a_command_goes_on_with_it(tmp_path: Path) -> None:
+    w = commanded(world(tmp_path / "store", acme_site(NAME)), "sh", "-c", f"echo x >> {tmp_path}/told; sleep 600")
+    made = await keep(w)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(w.manager.aftercare.run)
+            w.manager.aftercare.want({NAME: made.leaf})
+            await until(lambda: lines(tmp_path / "told"))
+            nursery.cancel_scope.cancel()
+    commanded(w, "sh", "-c", f"echo y >> {tmp_path}/told")
+    async with running(w):
+        await until(lambda: lines(tmp_path / "told") == ["x", "y"])
+
+
+async def test_what_was_wanted_before_anybody_ran_is_done(tmp_path: Path) -> None:
+    w = world(tmp_path, acme_site(NAME))
+    made = await keep(w)
+    w.manager.aftercare.want({NAME: made.leaf})
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await w.manager.aftercare.run()
+    async with running(w) as care:
+        await care.settle()
+    assert handed(w) == made.key_pem
+
+
 async def test_one_at_a_time_for_a_name_and_others_beside_it(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     wait = f"[ $TRIOPROXY_NAME = {OTHER} ] || while [ ! -e {gate} ]; do sleep 0.05; done"
@@ -227,9 +253,11 @@ async def test_a_site_that_is_gone_is_no_longer_complained_of(tmp_path: Path) ->
     async with listening(w) as here:
         care = Aftercare(w.cell, ChallengeBoard(), w.store, here)
         await care.check(w.config.sites[NAME], bundle(NAME).leaf)
+        assert status(care).error
         w.reload(config(tmp_path))
         await care.check_again()
-    assert status(care).error == ""
+        assert status(care).error == ""
+        assert await care.check(acme_site(NAME), bundle(NAME).leaf) == "its site is configured otherwise meanwhile"
 
 
 async def test_a_renewal_says_in_one_line_that_it_is_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -72,7 +72,7 @@ class Aftercare:
         self._listening = listening
         self._first_order = None if listening is None else FirstOrder(board, listening)
         self._handing_out = HandingOut(store)
-        self._wrong: dict[str, tuple[Leaf, str]] = {}  # who is served something else, and what
+        self._wrong: dict[str, tuple[Site, Leaf, str]] = {}  # who is served something else, and what
         self._wanted: dict[str, Leaf] = {}  # whose files and command are to be seen to, the longest waiting first
         self._unwritten: dict[str, tuple[Leaf, str]] = {}  # whose files could not be written, and why
         self._owed: dict[str, Leaf] = {}  # whose command is to be run
@@ -105,22 +105,22 @@ class Aftercare:
         """Look whether `leaf` is what `site` is served with; the words of `swapped`. Anything else is logged."""
         if self._listening is None:
             return "new handshakes already get it"
-        verdict = await look(self._cell.current.config, site, leaf, self._listening.https())
         self._wrong.pop(site.name, None)
+        config = self._cell.current.config
+        now = config.sites.get(site.name)
+        if now is None or now.tls != site.tls:
+            return "its site is configured otherwise meanwhile"
+        verdict = await look(config, now, leaf, self._listening.https())
         if verdict.result == "wrong":
-            self._wrong[site.name] = leaf, f"its certificate is stored, but new handshakes {verdict.words}"
+            self._wrong[site.name] = now, leaf, f"its certificate is stored, but new handshakes {verdict.words}"
             log.error("%s  new handshakes %s: see what listens there, then reload trioproxy", site.name, verdict.words)
             return "stored, but it is not what is served"
         return f"new handshakes {verdict.words}"
 
     async def check_again(self) -> None:
         """Look anew at those who were served something else: that may be over."""
-        for name, (leaf, _) in list(self._wrong.items()):
-            site = self._cell.current.config.sites.get(name)
-            if site is None or site.tls == "internal":
-                del self._wrong[name]
-            else:
-                await self.check(site, leaf)
+        for site, leaf, _ in list(self._wrong.values()):
+            await self.check(site, leaf)
 
     # ---- files and command --------------------------------------------------------------------------
 
@@ -149,14 +149,14 @@ class Aftercare:
         self._woken.set()
 
     async def _begin_all(self, nursery: trio.Nursery) -> None:
-        wanted, self._wanted = self._wanted, {}
-        wanted = {name: leaf for name, (leaf, _) in self._unwritten.items()} | wanted
+        wanted = {name: leaf for name, (leaf, _) in self._unwritten.items()} | self._wanted
         if wanted:
             await trio.to_thread.run_sync(self._bring_up_to_date, wanted)
+            self._wanted = {name: leaf for name, leaf in self._wanted.items() if wanted.get(name) != leaf}
         free = AT_ONCE - len(self._running)
         for name in [name for name in self._owed if name not in self._running][:free]:
             self._running.add(name)
-            nursery.start_soon(self._tell, name, self._owed.pop(name))
+            nursery.start_soon(self._tell, name, self._owed[name])
         if not self._running and not self._wanted:
             self._settled.set()
 
@@ -192,8 +192,11 @@ class Aftercare:
                     log.error("%s  on_renew: %s; mend that, then reload trioproxy: it is run again", name, error)
                 else:
                     log.info("%s  on_renew: %s has been run", name, command[0])
+            if self._owed.get(name) == leaf:  # who is cancelled still owes it, and may go on
+                del self._owed[name]
         except StoreError as exc:
-            log.error("%s  on_renew: whether it was run is not kept, so it will be run again: %s", name, exc)
+            log.error("%s  on_renew: it cannot be kept whether it was run, so the next start runs it: %s", name, exc)
+            self._owed.pop(name, None)
         finally:
             self._running.discard(name)
             self._wake()
@@ -205,7 +208,7 @@ class Aftercare:
         name = status.name
         acme = status.source == "acme"
         wrong = [
-            self._wrong[name][1] if name in self._wrong else "",
+            self._wrong[name][2] if name in self._wrong else "",
             f"its PEM files are not up to date: {self._unwritten[name][1]}" if name in self._unwritten else "",
             self._command_error(name) if acme else "",
         ]

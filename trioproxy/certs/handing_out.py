@@ -84,10 +84,10 @@ class HandingOut:
         handed = self.of(name)
         try:
             found = _GENERATION.fullmatch(handed.folder.readlink().name)
+            paths = (handed.fullchain, handed.key, handed.certificate, handed.chain)
+            return int(found[1], 16) if found and all(path.is_file() for path in paths) else None
         except OSError:
             return None
-        paths = (handed.fullchain, handed.key, handed.certificate, handed.chain)
-        return int(found[1], 16) if found and all(path.is_file() for path in paths) else None
 
     def bring_up_to_date(self, name: str) -> None:
         """Have the files say what the store has for `name`; where that is nothing, they stay.
