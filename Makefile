@@ -33,7 +33,7 @@ bulk: .venv/.test  ## five gigabytes up and down through a site, and the memory 
 	$(PY) -m tests.bulk $(ARGS)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .work build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .work build dist/*.whl dist/*.tar.gz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 tools:
