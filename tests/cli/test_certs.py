@@ -21,7 +21,7 @@ from trioproxy.certs.bundle import Bundle
 from trioproxy.certs.policy import Trouble
 from trioproxy.certs.store import Store
 from trioproxy.cli.main import command
-from trioproxy.control import Handler, Report, control_socket, serve_control
+from trioproxy.control import Handler, Report, control_socket
 from trioproxy.errors import ControlError
 
 NAME = "cloud.example.com"
@@ -74,9 +74,9 @@ def good(*names: str) -> Bundle:
 async def server(folder: Path, **handlers: Handler) -> AsyncIterator[None]:
     """Something that answers on the control socket."""
     (folder / "store").mkdir(mode=0o700, exist_ok=True)
-    with control_socket(folder / "store" / "control.sock") as sock:
+    with control_socket(folder / "store" / "control.sock") as control:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_control, sock, {f"certs.{name}": handler for name, handler in handlers.items()})
+            nursery.start_soon(control.serve, {f"certs.{name}": handler for name, handler in handlers.items()})
             yield
             nursery.cancel_scope.cancel()
 
