@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: run test lint format bench autobahn bulk clean tools suites
+.PHONY: run test lint format bench autobahn bulk browser apps clean tools suites acme2certifier
 
 run: .venv/.run  ## the scene on loopback, with stand-in backends; Ctrl-C ends it
 	@.venv/bin/trioproxy demo
@@ -29,8 +29,19 @@ bench: .venv/.bench  ## beside nginx, HAProxy and Caddy, some fifteen minutes; A
 autobahn: .venv/.test  ## Autobahn's WebSocket cases, without the proxy and through it; ARGS='1.* 7.*' chooses
 	$(PY) -m tests.autobahn $(ARGS)
 
-bulk: .venv/.test  ## five gigabytes up and down through a site, and the memory meanwhile; ARGS=20 for more
+bulk: .venv/.test  ## five gigabytes up and down through a site, and the memory meanwhile; ARGS="--http2 20"
 	$(PY) -m tests.bulk $(ARGS)
+
+browser:  ## Chromium, with which `make test` does more
+	@setup/debian.sh browser
+
+apps: .venv/.test browser  ## JupyterLab and Radicale through the proxy, used in Chromium; pictures of it in .work/apps
+	$(PY) -m tests.apps $(ARGS)
+
+acme2certifier: .venv/.test  ## renewal information and profiles at a CA that others wrote
+	@test -x .work/acme2certifier/bin/pip || python3 -m venv .work/acme2certifier
+	@.work/acme2certifier/bin/pip install --quiet --disable-pip-version-check acme2certifier==0.46
+	$(PY) -m pytest tests/acme/test_with_acme2certifier.py $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .work build dist/*.whl dist/*.tar.gz

@@ -7,6 +7,7 @@ keys that it is given. No driver stands between: what is wanted of it here is li
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import json
@@ -32,6 +33,10 @@ LARGEST = 64 * 1024 * 1024
 """Bytes of a message: a screenshot, mostly."""
 
 Said = dict[str, Any]
+
+
+class RefusedError(Exception):
+    """Chromium would not do it, or the page's script failed."""
 
 
 class Page:
@@ -82,7 +87,8 @@ class Page:
             json.dumps({"id": number, "method": method, "params": parameters, **session})
         )
         answer: Said = await self.until(lambda: self._answers.pop(number, None))
-        assert "error" not in answer, f"{method}: {answer['error']}"
+        if "error" in answer:
+            raise RefusedError(f"{method}: {answer['error']}")
         result: Said = answer["result"]
         return result
 
@@ -96,15 +102,19 @@ class Page:
     async def run(self, script: str) -> Any:
         """The value of an expression in the page; a promise's is waited for."""
         answer = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        if "exceptionDetails" in answer:
+            raise RefusedError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
     async def wait_for(self, condition: str) -> Any:
-        """The value of an expression once it is true: it is asked again and again, in the page."""
-        return await self.run(
-            f"new Promise((done) => {{ const look = () => {{ const found = ({condition});"
-            " found ? done(found) : setTimeout(look, 50) }; look() })"
-        )
+        """The value of an expression once it is true, in this page or one that it leads to."""
+        end = trio.current_time() + 60
+        while trio.current_time() < end:  # a cancel scope would break the connection
+            with contextlib.suppress(RefusedError):  # between two pages there is none to ask
+                if found := await self.run(condition):
+                    return found
+            await trio.sleep(0.1)
+        raise RefusedError(f"never true: {condition}")
 
     async def type(self, text: str) -> None:
         """Write into what has the focus."""
@@ -152,7 +162,7 @@ async def browsing(folder: Path, *trusted: bytes) -> AsyncIterator[Page]:
         "--disable-gpu",
         *(["--no-sandbox"] if os.geteuid() == 0 else []),
     ]
-    software = await trio.to_thread.run_sync(lambda: Software(loopback(), *command, env={"HOME": str(folder)}))
+    software = Software(loopback(), *command, env={"HOME": str(folder)})
     try:
         line = await trio.to_thread.run_sync(software.wait_for, "DevTools listening on ")
         found = re.search(r"ws://\S+", line)
@@ -166,5 +176,6 @@ async def browsing(folder: Path, *trusted: bytes) -> AsyncIterator[Page]:
             finally:
                 nursery.cancel_scope.cancel()
     finally:
+        print(software.said())  # pytest shows it with a test that failed
         with trio.CancelScope(shield=True):  # as long as `Software.stop` has patience
             await trio.to_thread.run_sync(software.stop)

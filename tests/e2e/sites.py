@@ -91,9 +91,12 @@ def sites(folder: Path, tables: str, listen: str = "") -> Iterator[Sites]:
 
 @contextlib.asynccontextmanager
 async def sites_beside(folder: Path, tables: str, listen: str = "") -> AsyncIterator[Sites]:
-    """The same for tests whose backends run in this process: starting and stopping leave its loop alone."""
+    """The same for tests whose backends run in this process: stopping leaves its loop alone.
+
+    Starting does not, for what `Software` starts ends with the thread that started it.
+    """
     with contextlib.ExitStack() as stack:
-        running = await trio.to_thread.run_sync(stack.enter_context, sites(folder, tables, listen))
+        running = stack.enter_context(sites(folder, tables, listen))
         try:
             yield running
         finally:
