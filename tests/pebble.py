@@ -209,6 +209,7 @@ async def running_pebble(
     folder: Path,
     *,
     http_port: int,
+    tls_port: int = 443,
     nonce_reject: int = 0,
     validity: int | None = None,
     customers: Mapping[str, str] | None = None,
@@ -219,6 +220,7 @@ async def running_pebble(
     Args:
         folder: For its configuration and certificates; made if need be.
         http_port: The port on which a name's addresses are asked for HTTP-01 answers.
+        tls_port: The same for TLS-ALPN-01.
         nonce_reject: How many of a hundred good nonces it refuses.
         customers: Key ids and HMAC keys (base64url) of those who alone may open accounts; None for everybody.
         validity: Seconds for which its certificates are good; None for Pebble's own five years.
@@ -241,7 +243,7 @@ async def running_pebble(
         "certificate": str(certificate),
         "privateKey": str(key),
         "httpPort": http_port,
-        "tlsPort": 443,
+        "tlsPort": tls_port,
         "externalAccountBindingRequired": False,
     }
     if customers is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -346,6 +347,37 @@ async def test_of_several_chains_the_preferred_one_is_taken(web: Port80, tmp_pat
         default = await customer.obtain()
         assert top_issuer(default.chain_pem) == names[0]
         assert any(line.startswith("warning: no chain of the CA's leads to Root X1 (they") for line in customer.said)
+
+
+# ---- the other challenge ----------------------------------------------------------------------------------
+
+
+async def test_a_name_is_proved_in_tls(tmp_path: Path, web: Port80) -> None:
+    shown: list[str] = []
+
+    async def show(stream: trio.SocketStream) -> None:
+        """Answer a handshake with what hangs on the board, as port 443 is to do it."""
+        pem, context = web.board.answer_in_tls("cloud.test"), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        file = trio.Path(tmp_path / f"proof-{stream.socket.fileno()}.pem")  # the CA looks three times at once
+        await file.write_bytes(pem or b"")
+        context.load_cert_chain(file)
+        context.set_alpn_protocols(["acme-tls/1"])
+        tls = trio.SSLStream(stream, context, server_side=True)
+        try:
+            await tls.do_handshake()
+            shown.append(str(tls.selected_alpn_protocol()))
+        finally:
+            await trio.aclose_forcefully(tls)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, show, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        async with running_pebble(tmp_path / "pebble", http_port=1, tls_port=port) as ca:
+            customer = Customer(ca.directory, ca.ca_file, web.board, challenges=("tls-alpn-01", "http-01"))
+            await verify(await customer.obtain(), "cloud.test", ca)
+        nursery.cancel_scope.cancel()
+    assert set(shown) == {"acme-tls/1"}
+    assert web.asked == []
 
 
 # ---- failures ---------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ async def test_a_profile_is_asked_for(ca: ScriptedCA, customer: Customer) -> Non
 
 @pytest.mark.parametrize("offered", [{}, {"classic": timedelta(days=90)}])
 async def test_a_profile_that_is_not_offered_costs_a_warning(
-    ca: ScriptedCA, customer: Customer, offered: dict[str, timedelta]
+    ca: ScriptedCA, customer: Customer, offered: dict[str, timedelta], caplog: pytest.LogCaptureFixture
 ) -> None:
     ca.profiles = offered
     customer.settings = Acme(profile="shortlived")
@@ -186,6 +186,8 @@ async def test_a_profile_that_is_not_offered_costs_a_warning(
     (warning,) = [line for line in customer.said if line.startswith("warning")]
     assert "does not offer the profile shortlived" in warning
     assert ("classic" if offered else "none") in warning
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages == [f"{NAME}  {warning.removeprefix('warning: ')}"]
 
 
 async def test_a_profile_that_is_refused_although_it_is_offered_is_left_out(ca: ScriptedCA, customer: Customer) -> None:
@@ -462,6 +464,7 @@ async def test_a_validation_that_fails_says_of_which_kind(
     ("resource", "refusal", "kind"),
     [
         ("newOrder", problem(403, "userActionRequired", "the terms have changed"), "account"),
+        ("newOrder", problem(403, "unauthorized", "account has status deactivated"), "account"),
         ("newOrder", problem(400, "rejectedIdentifier"), "refused"),
         ("newOrder", problem(403, "caa"), "caa"),
         ("newAccount", problem(400, "invalidContact"), "account"),

@@ -109,7 +109,13 @@ class AcmeClient:
         """
         url = (await self._session.directory()).new_order
         payload = signing.order_payload(name, profile, replaces)
-        reply = await self._member.post(url, payload, f"an order for {name}")
+        doing = f"an order for {name}"
+        try:
+            reply = await self._member.post(url, payload, doing)
+        except AcmeProblem as exc:
+            if exc.problem.core == "unauthorized" and not replaces:  # that is, the account: it has been deactivated
+                raise AcmeProblem(doing, exc.problem, "account") from exc
+            raise
         if not reply.location:
             raise AcmeProtocolError("the CA took an order and did not say where it is")
         return Order.parse(reply.location, reply.body)

@@ -14,6 +14,7 @@ taken out of the journal. One that succeeded stays in it: the caller clears the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -45,6 +46,8 @@ from trioproxy.config.model import CHALLENGES, AccountId, ChallengeType, KeyType
 from trioproxy.errors import AcmeError
 
 __all__ = ["Issued", "Journal", "OrderFailed", "OrderRecord", "Origin", "Report", "Wanted", "obtain"]
+
+log = logging.getLogger("trioproxy.acme")
 
 ORDER_DEADLINE = 300.0
 """Seconds for everything together."""
@@ -212,9 +215,7 @@ class _Issuance:
         profile, replaces = self.client.settings.profile, ""
         if profile and profile not in directory.profiles:
             offered = ", ".join(directory.profiles) or "none"
-            self.report(
-                f"warning: the CA does not offer the profile {profile} (it offers: {offered}); going without it"
-            )
+            self._warn(f"the CA does not offer the profile {profile} (but: {offered}); going without it")
             profile = ""
         old = self.wanted.replaces
         if old is not None and directory.renewal_info and (old.account, old.account_url) == self._we:
@@ -225,13 +226,18 @@ class _Issuance:
             except AcmeProblem as exc:
                 kind = exc.problem.core
                 if profile and kind == "invalidProfile":
-                    self.report(f"warning: the CA refuses the profile {profile}; going without it")
+                    self._warn(f"the CA refuses the profile {profile}; going without it")
                     profile = ""
                 elif replaces and (exc.problem.status == 409 or kind in OVER_REPLACES):
                     self.report(f"ordering without saying what is replaced, for the CA does not like that: {exc}")
                     replaces = ""
                 else:
                     raise
+
+    def _warn(self, line: str) -> None:
+        """Say what a person should know although it keeps nothing from working."""
+        log.warning("%s  %s", self.name, line)
+        self.report(f"warning: {line}")
 
     @property
     def _we(self) -> tuple[AccountId, str]:
@@ -276,7 +282,7 @@ class _Issuance:
                 return checked
             roots.append(top_issuer(checked))
         names = ", ".join(dict.fromkeys(map(plain, roots)))
-        self.report(f"warning: no chain of the CA's leads to {wish} (they lead to: {names}); taking its default")
+        self._warn(f"no chain of the CA's leads to {wish} (they lead to: {names}); taking its default")
         return default
 
     async def _complete(self, order: Order, csr: bytes) -> Order:
