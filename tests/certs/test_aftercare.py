@@ -53,7 +53,7 @@ def handed(w: World, name: str = NAME) -> bytes:
 async def running(w: World) -> AsyncIterator[Aftercare]:
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(w.manager.aftercare.run)
+            nursery.start_soon(w.manager.aftercare.run)  # noqa: ASYNC113 - what is wanted waits for it
             yield w.manager.aftercare
             nursery.cancel_scope.cancel()
 

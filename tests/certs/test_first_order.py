@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.certs.making import acme_site, config
+from tests.net.sockets import until
 from trioproxy.certs import first_order
 from trioproxy.certs.first_order import FirstOrder, records
 from trioproxy.certs.served import Listening
@@ -168,8 +169,7 @@ async def test_an_order_waits_for_nothing_and_fails_as_itself(
 
     async def order() -> str:
         with trio.fail_after(30):
-            while not told:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: told)
         return "done"
 
     async def failing() -> str:

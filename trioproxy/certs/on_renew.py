@@ -93,7 +93,8 @@ async def run(name: str, command: Sequence[str], told: Mapping[str, str], owner:
                 await process.wait()
                 nursery.cancel_scope.deadline = trio.current_time() + LINGERS
         finally:
-            await _end(process)
+            with trio.move_on_after(2 * GRACE, shield=True):
+                await _end(process)
     if scope.cancelled_caught:
         return f"{command[0]} was still at work after {DEADLINE:g} s and was ended{output.last}"
     if process.returncode:
@@ -117,12 +118,11 @@ def _how(code: int) -> str:
 async def _end(process: trio.Process) -> None:
     """See to it that nothing of the process group is left if the command has not come to its own end."""
     if process.returncode is None:
-        with trio.move_on_after(2 * GRACE, shield=True):
-            _signal(process, signal.SIGTERM)
-            with trio.move_on_after(GRACE):
-                await process.wait()
-            _signal(process, signal.SIGKILL)
+        _signal(process, signal.SIGTERM)
+        with trio.move_on_after(GRACE):
             await process.wait()
+        _signal(process, signal.SIGKILL)
+        await process.wait()
 
 
 def _signal(process: trio.Process, number: int) -> None:
