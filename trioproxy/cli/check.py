@@ -22,9 +22,11 @@ from trioproxy.cli.common import CONFIG_WRONG, config_path, json_option, print_m
 from trioproxy.cli.network import network_warnings
 from trioproxy.cli.rows import TITLES, Row, rows
 from trioproxy.config.advice import warnings
-from trioproxy.config.model import CATCH_ALL, CertificateFiles, Config
-from trioproxy.errors import CertificateError, ConfigError
+from trioproxy.config.lines import Lines, dotted_key
+from trioproxy.config.model import CATCH_ALL, CertificateFiles, Config, Process
+from trioproxy.errors import CertificateError, ConfigError, Mistake
 from trioproxy.http.alpn import spoken
+from trioproxy.process.privileges import PrivilegeError, account, acting_as
 
 EXPIRES_SOON = timedelta(days=14)
 """How long before its end a certificate of the user's own is worth a warning."""
@@ -50,14 +52,17 @@ def command(context: click.Context, as_json: bool, network: bool) -> None:
     except ConfigError as exc:
         error = exc
     else:
-        if mistakes := check_files(config):
+        if mistakes := _unknown_user(config):
+            config = attrs.evolve(config, process=Process())
+        with acting_as(config.process.user):  # what root can read, the server could not
+            mistakes += [*_unreadable_itself(config), *check_files(config)]
+            seen = [*_certificate_warnings(config, datetime.now(UTC)), *_storage(config), *_sockets(config)]
+        if mistakes:
             error = ConfigError(config.path, tuple(mistakes))
         table = rows(config)
         advice = [
             *warnings(config),
-            *_certificate_warnings(config, datetime.now(UTC)),
-            *_storage(config),
-            *_sockets(config),
+            *seen,
             *_http2(config),
             *_transparency(config),
             *(network_warnings(config) if network else ()),
@@ -67,6 +72,32 @@ def command(context: click.Context, as_json: bool, network: bool) -> None:
     else:
         _print(error, table, advice)
     context.exit(CONFIG_WRONG if error else 0)
+
+
+def _unknown_user(config: Config) -> list[Mistake]:
+    """Whether there is nobody by the name of `process.user`."""
+    if config.process.user:
+        try:
+            account(config.process.user)
+        except PrivilegeError as exc:
+            return [_about_user(config, str(exc).removeprefix("process.user: "))]
+    return []
+
+
+def _unreadable_itself(config: Config) -> list[Mistake]:
+    """Whether who is to run the server cannot read its configuration, and so never again after the start."""
+    if not config.process.user or os.access(config.path, os.R_OK):
+        return []
+    return [_about_user(config, f"{config.process.user} cannot read {config.path}, so no reload would work")]
+
+
+def _about_user(config: Config, problem: str) -> Mistake:
+    place = ("process", "user")
+    try:
+        text = config.path.read_text("utf-8-sig")
+    except OSError:
+        text = ""
+    return Mistake(Lines(text).of(place) if text else 0, dotted_key(place), problem)
 
 
 def _certificate_warnings(config: Config, now: datetime) -> Iterator[str]:
@@ -89,6 +120,8 @@ def _certificate_warnings(config: Config, now: datetime) -> Iterator[str]:
 
 def _storage(config: Config) -> Iterator[str]:
     """What keeps certificates from being kept, for the user who asks: the server's own may be another."""
+    if config.process.user and not config.storage.exists():  # root makes it at the start, for that user
+        return
     if problem := unusable_storage(config.storage):
         yield (
             f"storage.path: keys and certificates cannot be kept in {config.storage}: {problem}. "

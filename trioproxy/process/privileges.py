@@ -163,13 +163,14 @@ def acting_as(user: str) -> Iterator[None]:
     who = account(user)
     group, groups = os.getegid(), os.getgroups()
     os.setgroups(sorted(who.groups))
-    os.setegid(who.gid)
-    os.seteuid(who.uid)  # the capabilities to see everything are not effective meanwhile: capabilities(7)
+    os.setresgid(who.gid, who.gid, -1)
+    # The way back is the saved user. access(2) goes by the real one, and no capability is effective meanwhile.
+    os.setresuid(who.uid, who.uid, 0)
     try:
         yield
     finally:
-        os.seteuid(0)
-        os.setegid(group)
+        os.setresuid(0, 0, 0)
+        os.setresgid(group, group, -1)
         os.setgroups(groups)
 
 
