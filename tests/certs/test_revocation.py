@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import attrs
@@ -105,6 +106,10 @@ async def test_what_is_not_replaced_yet_goes_on_being_served_and_stays_due(
     assert "we are busy" in outcome.detail
     assert ca.revoked == {first: 4}
     assert one.stored() == one.serial() == first
+    (status,) = [status for status in one.manager.listing() if status.name == NAME]
+    assert (status.state, status.why, status.needs_a_person) == ("failing", "it has been revoked (superseded)", True)
+    assert status.renews is not None
+    assert datetime.fromisoformat(status.renews) <= datetime.now(UTC)
     # Whoever starts anew knows it, and it is due without a wish.
     other = live(tmp_path, one.cell.current.config.acme, *SITES)
     (outcome,) = await other.manager.renew([NAME], False, other.said.append)

@@ -363,6 +363,7 @@ class Manager:
                 trouble=known.trouble,
                 problem=known.problem,
                 busy=name in self._jobs,
+                revoked=known.revoked,
             )
         served = self._source.served.get(name)
         if site.tls == "internal":

@@ -57,12 +57,14 @@ class Known:
         renews: When to renew that, whatever went wrong.
         trouble: Attempts that failed.
         problem: Why what the store has cannot be read or used, "" when it can.
+        revoked: Why the certificate has been revoked, "" if it has not.
     """
 
     leaf: Leaf | None = None
     renews: datetime = LONG_AGO
     trouble: policy.Trouble | None = None
     problem: str = ""
+    revoked: str = ""
 
     def due(self, now: datetime) -> datetime:
         """When to do something about it."""
@@ -135,8 +137,10 @@ class Renewals:
         if leaf is None and site.name not in self._cell.current.awaiting:
             self._cell.update(lambda s: attrs.evolve(s, awaiting=s.awaiting | {site.name}))
         where = None if leaf is None else self._store.origin(site.name, leaf)
-        revoked = where is not None and bool(where.revoked)
-        known = self.known[site.name] = Known(leaf, LONG_AGO if revoked else renews(leaf), trouble, problem)
+        known = Known(leaf, renews(leaf), trouble, problem, where.revoked if where else "")
+        if leaf is not None and known.revoked:
+            known = attrs.evolve(known, renews=min(leaf.not_before, self._clock()))
+        self.known[site.name] = known
         return known
 
     def _is_news(self, name: str, leaf: Leaf) -> bool:

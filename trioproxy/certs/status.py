@@ -86,6 +86,7 @@ def status_of(
     trouble: Trouble | None = None,
     problem: str = "",
     busy: bool = False,
+    revoked: str = "",
 ) -> CertificateStatus:
     """Put the status of one certificate together.
 
@@ -98,6 +99,7 @@ def status_of(
         trouble: Attempts that failed.
         problem: Why the certificate cannot be read.
         busy: Whether it is being renewed at this moment.
+        revoked: Why it has been revoked, "" if it has not.
     """
     state = _state(source, now, leaf, renews, trouble, problem, busy=busy)
     return CertificateStatus(
@@ -109,7 +111,7 @@ def status_of(
         not_after=leaf.not_after.isoformat() if leaf else None,
         days_left=round((leaf.not_after - now) / timedelta(days=1), 2) if leaf else None,
         renews=renews.isoformat() if renews else None,
-        why=_why(source, leaf),
+        why=f"it has been revoked ({revoked})" if revoked else _why(source, leaf),
         error=problem or (trouble.error if trouble else ""),
         next_attempt=trouble.next_attempt.isoformat() if trouble else None,
         needs_a_person=state in NEEDS_A_PERSON,
