@@ -45,7 +45,12 @@ PURE = [
     "challenges",
     "certs/policy",
     "certs/bundle",
+    "acme/ari",
+    "acme/journal",
+    "acme/problems",
     "acme/protocol",
+    "acme/remedies",
+    "acme/signing",
 ]
 """Rooms and files that decide and do not act: whatever they go by, they are handed."""
 
