@@ -1,8 +1,8 @@
 """Gigabytes up and down through a site of a real `trioproxy serve`, and the memory that it takes meanwhile.
 
-    python -m tests.bulk [GIGABYTES]      5 each way when none are named; `make bulk` runs it
+    python -m tests.bulk [--http2] [GIGABYTES]      5 each way when none are named; `make bulk` runs it
 
-The memory may not move by more than 10 MB from where the first 256 MiB left it.
+The memory may not move by more than 10 MB from where the first 256 MiB left it. With `--http2` the client is curl.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import ssl
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -41,8 +42,11 @@ class Memory:
             self.high = max(self.high, now)
 
 
-async def backend(stream: trio.SocketStream, size: int) -> None:
-    """Swallow a PUT, answer a GET with `size` bytes."""
+Moved = Callable[[int], None]
+
+
+async def backend(stream: trio.SocketStream, size: int, moved: Moved) -> None:
+    """Swallow a PUT, answer a GET with `size` bytes; `moved` is told how much of it has passed."""
     head = bytearray()
     while b"\r\n\r\n" not in head:
         head += await stream.receive_some()
@@ -50,11 +54,13 @@ async def backend(stream: trio.SocketStream, size: int) -> None:
         left = size - len(head.partition(b"\r\n\r\n")[2])
         while left:
             left -= len(await stream.receive_some(MIB))
+            moved(size - left)
         await stream.send_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
     else:
         await stream.send_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size)
-        for _ in range(size // len(PIECE)):
+        for number in range(size // len(PIECE)):
             await stream.send_all(PIECE)
+            moved(number * len(PIECE))
 
 
 async def client(port: int) -> trio.SSLStream[trio.SocketStream]:
@@ -65,14 +71,13 @@ async def client(port: int) -> trio.SSLStream[trio.SocketStream]:
     return trio.SSLStream(stream, context, server_hostname="localhost", https_compatible=True)
 
 
-async def transfer(port: int, pid: int, size: int, *, up: bool) -> Memory:
-    memory = Memory(pid)
+async def transfer(port: int, size: int, *, up: bool) -> None:
+    """Over HTTP/1.1, by a client of our own."""
     stream = await client(port)
     if up:
         await stream.send_all(b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
-        for number in range(size // len(PIECE)):
+        for _ in range(size // len(PIECE)):
             await stream.send_all(PIECE)
-            memory.look(number * len(PIECE))
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 204 ")
     else:
         await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -81,16 +86,31 @@ async def transfer(port: int, pid: int, size: int, *, up: bool) -> Memory:
             data = await stream.receive_some(MIB)
             assert data, "the response ended early"
             got += len(data)
-            memory.look(got)
     await stream.transport_stream.aclose()
-    return memory
 
 
-async def run(size: int, folder: Path) -> int:
+async def transfer_by_curl(port: int, folder: Path, size: int, *, up: bool) -> None:
+    """Over HTTP/2; the upload is a file of holes."""
+    body = folder / "body"
+    with body.open("wb") as file:
+        file.truncate(size)
+    told = ["--write-out", "%{http_version} %{size_upload} %{size_download}", "--output", "/dev/null"]
+    upload = ["--upload-file", str(body)] if up else []
+    command = ["curl", "-sS", "--fail", "--http2", "--insecure", *told, *upload, f"https://localhost:{port}/"]
+    done = await trio.run_process(command, capture_stdout=True)
+    assert done.stdout.split() == [b"2", *((b"%d" % size, b"0") if up else (b"0", b"%d" % size))], done.stdout
+
+
+async def run(size: int, folder: Path, *, http2: bool) -> int:
     """Move `size` bytes each way. Returns the exit code."""
     https, http = free_port(), free_port()
     failed = False
-    serve = functools.partial(trio.serve_tcp, functools.partial(backend, size=size), 0, host=LOOPBACK)
+    memory: Memory
+
+    def moved(number: int) -> None:
+        memory.look(number)  # of the transfer that runs
+
+    serve = functools.partial(trio.serve_tcp, functools.partial(backend, size=size, moved=moved), 0, host=LOOPBACK)
     async with trio.open_nursery() as nursery:
         (there,) = await nursery.start(serve)
         config = folder / "config.toml"
@@ -102,21 +122,31 @@ async def run(size: int, folder: Path) -> int:
         process = await nursery.start(trio.run_process, [TRIOPROXY, "--config", str(config), "serve"])
         await listening(https)
         for up in (True, False):
-            memory = await transfer(https, process.pid, size, up=up)
+            memory = Memory(process.pid)
+            began = trio.current_time()
+            if http2:
+                await transfer_by_curl(https, folder, size, up=up)
+            else:
+                await transfer(https, size, up=up)
+            rate = size / (trio.current_time() - began)
             spread = memory.high - memory.low
             failed = failed or not memory.low or spread > ALLOWED
             print(
                 f"{size / 1e9:.1f} GB {'up' if up else 'down'}: between {memory.low / 1e6:.1f} and "
-                f"{memory.high / 1e6:.1f} MB resident, {spread / 1e6:.1f} MB apart"
+                f"{memory.high / 1e6:.1f} MB resident, {spread / 1e6:.1f} MB apart, "
+                f"{rate / 1e6:.0f} MB/s"
             )
         nursery.cancel_scope.cancel()
     return 1 if failed else 0
 
 
 def main() -> int:
-    gigabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 5
+    words = sys.argv[1:]
+    http2 = "--http2" in words
+    gigabytes = float(next((word for word in words if not word.startswith("-")), 5))
     with tempfile.TemporaryDirectory() as folder:
-        return trio.run(run, int(gigabytes * 1e9) // len(PIECE) * len(PIECE), Path(folder))
+        size = int(gigabytes * 1e9) // len(PIECE) * len(PIECE)
+        return trio.run(functools.partial(run, size, Path(folder), http2=http2))
 
 
 if __name__ == "__main__":
