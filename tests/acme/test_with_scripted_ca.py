@@ -422,6 +422,51 @@ async def test_cancelling_takes_less_than_two_seconds(
     assert not customer.board._answers
 
 
+# ---- orders that are stuck, or over ---------------------------------------------------------------------------
+
+
+async def test_a_stuck_order_is_kept_once_and_then_given_up(
+    ca: ScriptedCA, customer: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order_module, "ORDER_DEADLINE", 0.6)
+    stuck = with_body(status="processing", certificate=None)
+    ca.script["finalize"] = [stuck]
+    ca.script["order"] = [Change(lambda usual: usual), *[stuck] * 100]
+    assert (await failure(customer)).failure == "unfinished"
+    assert customer.journal.read() is not None
+    assert (await failure(customer)).failure == "unfinished"
+    assert len(ca.orders) == 1
+    assert customer.journal.read() is None
+    ca.script.clear()
+    monkeypatch.undo()
+    await customer.obtain()
+    assert len(ca.orders) == 2
+
+
+@pytest.mark.parametrize("gone", [problem(404, "malformed", "no such order"), with_body(status="invalid")])
+async def test_an_order_that_expired_meanwhile_is_made_anew(
+    ca: ScriptedCA, customer: Customer, gone: Answer | Change
+) -> None:
+    with trio.CancelScope() as scope:
+        ca.on_request = lambda asked: scope.cancel() if asked == "authorization" else None
+        await customer.obtain()
+    ca.on_request = lambda _: None
+    assert customer.journal.orders == [f"{ca.base}/order/1"]
+    ca.script["order"] = [gone]
+    await customer.obtain()
+    assert len(ca.orders) == 2
+    assert customer.journal.history[0].key_pem != customer.journal.history[1].key_pem
+
+
+async def test_an_authorisation_that_expired_ends_the_order_without_counting_as_a_failed_validation(
+    ca: ScriptedCA, customer: Customer
+) -> None:
+    ca.script["authorization"] = [with_body(status="expired")]
+    error = await failure(customer)
+    assert error.failure == "refused"
+    assert ca.validations(NAME) == 0
+
+
 # ---- certificates that are none of ours -----------------------------------------------------------------------
 
 
