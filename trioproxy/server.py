@@ -202,9 +202,10 @@ class Server:
             self._listeners,
             control,
             self._notifier,
+            stopping=self._stopping.is_set,
             let_go=functools.partial(self._let_go, control),
             take_back=functools.partial(self._take_back, control),
-            leave=lambda _: self._stopping.set(),
+            leave=self._stopping.set,
         )
         return {
             **handlers(self._manager),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import trio
 
-from tests.life.served import PATIENCE, Served, configuration, served
+from tests.conftest import needs
+from tests.life.served import PATIENCE, ROOT, Served, configuration, served
 from tests.process.managers import launcher, manager
 from tests.proxy.stage import HELLO, Caller, answering, backend
 
@@ -95,6 +98,40 @@ async def test_sockets_that_systemd_has_bound_are_used_and_the_rest_is_bound_her
                 assert await service.get() == b"hello"
             os.close(first)
             os.close(first + 1)
+
+
+def _group(name: str) -> set[str]:
+    """The system calls of a group, as SystemCallFilter= means it."""
+    shown = subprocess.run(
+        ["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, timeout=60, check=True
+    )
+    found: set[str] = set()
+    for word in (line.strip() for line in shown.stdout.splitlines()[1:]):
+        if word.startswith("@"):
+            found |= _group(word)
+        elif word and not word.startswith("#"):
+            found.add(word)
+    return found
+
+
+@needs("strace", "systemd-analyze")
+async def test_the_units_filter_lets_a_server_do_all_that_it_does(tmp_path: Path) -> None:
+    unit = (ROOT / "dist/trioproxy.service").read_text()
+    given, taken = re.findall(r"^SystemCallFilter=~?(.*)", unit, re.MULTILINE)
+    allowed = _group(given) - set().union(*map(_group, taken.split())) | _group("@default")
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-qq", "-o", str(trace)]
+    async with (
+        backend(answering(HELLO)) as (port, _),
+        served(tmp_path, configuration(tmp_path, cloud=port), launch=strace) as service,
+    ):
+        assert await service.get() == b"hello"
+        await service.ask("reload", dry_run=False)
+        await service.ask("upgrade")
+        assert await service.get() == b"hello"
+    called = set(re.findall(r"^\d+\s+(?:<\.\.\. )?(\w+)", trace.read_text(), re.MULTILINE))
+    assert "execve" in called
+    assert called - allowed == set()
 
 
 async def test_sockets_are_told_apart_by_their_addresses(tmp_path: Path) -> None:

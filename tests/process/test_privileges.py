@@ -109,6 +109,15 @@ def test_dropping_twice_is_harmless_and_gives_up_what_is_not_wanted_any_more() -
 
 
 @root
+def test_where_a_unit_forbids_to_change_capabilities_those_that_it_gave_stay() -> None:
+    forbidding = (
+        "import trioproxy.process.privileges as p\ndef no(kept):\n    raise PermissionError(1, 'no')\np._capset = no\n"
+    )
+    found = in_a_process(f"{DROP}drop('{USER}', [10, 13])\n{forbidding}drop('{USER}', [10])\nprint(json.dumps(look()))")
+    assert (found["bind"], found["raw"], found["no_new_privs"]) == (True, True, "1")
+
+
+@root
 def test_nobody_else_than_root_can_become_somebody_else() -> None:
     said = in_a_process(f"{DROP}os.setuid(1)\ndrop('{USER}', [])", check=False)
     assert "only root can become nobody" in said

@@ -131,7 +131,8 @@ class Reloads:
         async with self._turn:
             if dry_run:
                 return await self._look(await self._read())
-            self._notifier.reloading()
+            if not self._ctx.drain.begun:
+                self._notifier.reloading()
             try:
                 outcome = await self._reload()
             except ConfigError as exc:

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import attrs
@@ -44,6 +44,7 @@ class Estate:
         listeners: What it listens on.
         control: Where it takes commands.
         notifier: Who is told that the service is another process now.
+        stopping: Whether the server is at its end already.
         let_go: Stop what only one process may do; returns when that has stopped.
         take_back: Do it again.
         leave: Let connections finish, and end.
@@ -53,15 +54,21 @@ class Estate:
     listeners: Listeners
     control: ControlSocket
     notifier: Notifier
-    let_go: Callable[[], Any]
+    stopping: Callable[[], bool]
+    let_go: Callable[[], Awaitable[None]]
     take_back: Callable[[], None]
-    leave: Callable[[int], None]
+    leave: Callable[[], None]
 
 
 class Upgrades:
-    """Carries out `trioproxy upgrade`."""
+    """Carries out `trioproxy upgrade`.
+
+    Attributes:
+        successor: The process that has taken over; it goes on when this one has ended.
+    """
 
     def __init__(self, estate: Estate) -> None:
+        self.successor: trio.Process | None = None
         self._estate = estate
         self._under_way = False
 
@@ -75,6 +82,8 @@ class Upgrades:
             raise ControlError(
                 "this server was not started by `trioproxy serve`, so nothing knows how to start it anew"
             )
+        if self._estate.stopping():
+            raise ControlError("the server is stopping")
         if self._under_way:
             raise ControlError("an upgrade is under way already")
         self._under_way = True
@@ -90,9 +99,13 @@ class Upgrades:
     async def _hand_over(self, report: Report) -> int:
         estate = self._estate
         near, far = socket.socketpair()
-        with far:
-            process = await _start(estate, far)
         talk = Conversation(near)
+        try:
+            with far:
+                process = await _start(estate, far)
+        except BaseException:
+            talk.close()
+            raise
         report(f"the new process is {process.pid}")
         let_go = False
         serving = False
@@ -117,11 +130,14 @@ class Upgrades:
         finally:
             talk.close()
             if not serving:
-                process.kill()
                 if let_go:
                     estate.take_back()
+                process.kill()
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL):
+                    await process.wait()
+        self.successor = process
         log.info("process %d serves from now on; this one lets its connections finish", process.pid)
-        estate.leave(process.pid)
+        estate.leave()
         return process.pid
 
 

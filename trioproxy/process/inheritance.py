@@ -101,20 +101,25 @@ def inheritance(environ: MutableMapping[str, str]) -> Inheritance | None:
     text = environ.pop(VARIABLE, "")
     if not text:
         return None
-    try:
-        values: dict[str, Any] = json.loads(text)
-        channel = _socket(values["channel"])
-        control, path = values["control"]
-        if values["format"] != FORMAT:
-            channel.sendall(line("failed", reasons=["it cannot be handed over to this version: restart the service"]))
-            raise ListenError("an old server of another version cannot be replaced while it runs")
-        listeners = tuple(
-            Heirloom(kind, HostPort(host, port), given, adopt(descriptor, kind).sock)
-            for kind, host, port, given, descriptor in values["listeners"]
-        )
-        return Inheritance(listeners, (_socket(control), Path(path)), channel)
-    except (ValueError, KeyError, TypeError, OSError) as exc:
-        raise ListenError(f"{VARIABLE} is set, and cannot be made sense of: unset it") from exc
+    with contextlib.ExitStack() as undo:
+        try:
+            values: dict[str, Any] = json.loads(text)
+            channel = undo.enter_context(_socket(values["channel"]))
+            if values["format"] != FORMAT:
+                channel.sendall(
+                    line("failed", reasons=["it cannot be handed over to this version: restart the service"])
+                )
+                raise ListenError("an old server of another version cannot be replaced while it runs")
+            descriptor, path = values["control"]
+            control = undo.enter_context(_socket(descriptor))
+            listeners = tuple(
+                Heirloom(kind, HostPort(host, port), given, adopt(descriptor, kind).sock)
+                for kind, host, port, given, descriptor in values["listeners"]
+            )
+        except (ValueError, KeyError, TypeError, OSError) as exc:
+            raise ListenError(f"{VARIABLE} is set, and cannot be made sense of: unset it") from exc
+        undo.pop_all()
+    return Inheritance(listeners, (control, Path(path)), channel)
 
 
 def _socket(descriptor: int) -> socket.socket:

@@ -109,7 +109,9 @@ def drop(user: str, keep: Collection[int]) -> None:
             os.setresgid(who.gid, who.gid, who.gid)
             os.setresuid(who.uid, who.uid, who.uid)
             _prctl(_PR_SET_KEEPCAPS, 0)
-        _capset(kept)
+            _capset(kept)
+        else:
+            kept = _reduce(kept)
         _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
         for capability in keep:
             if kept >> capability & 1:
@@ -225,6 +227,21 @@ def _capset(kept: int) -> None:
     header, sets = _Header(_VERSION_3, 0), (_Sets * 2)(_Sets(low, low, low), _Sets(high, high, high))
     if _libc.capset(ctypes.byref(header), sets):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _reduce(kept: int) -> int:
+    """As an ordinary user, have no capabilities but `kept`. Returns what has come of it.
+
+    A unit's SystemCallFilter= may forbid to change them, and then the unit's own choice stands.
+    """
+    permitted = _permitted()
+    if permitted == kept:
+        return kept
+    try:
+        _capset(kept)
+    except PermissionError:
+        return permitted
+    return kept
 
 
 def _bound(kept: int) -> None:
