@@ -82,6 +82,11 @@ class Redirect:
     location: bytes
 
 
+_UNUSUAL = re.compile(rb"%|/\.|//|\\")
+"""What only a path has that can be read in two ways. (`in` would ask four times, and with bytes on both sides it tries
+to take the left one for a number first, and fails.)"""
+
+
 def choose(site: Site, target: bytes) -> Choice | Redirect:
     """The way of a request within `site`.
 
@@ -100,7 +105,7 @@ def choose(site: Site, target: bytes) -> Choice | Redirect:
     raw = path.decode("latin-1")
     if raw[:1] != "/":
         return _choose_asterisk(site, target)
-    unusual = b"%" in path or b"/." in path or b"//" in path or b"\\" in path
+    unusual = _UNUSUAL.search(path) is not None
     route = _nearest(site, raw)
     if unusual and _nearest(site, _resolved(raw)) is not route:
         raise RequestError(f"the path {raw!r} leads elsewhere when it is resolved")

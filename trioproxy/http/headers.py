@@ -35,6 +35,7 @@ _FROM_US = frozenset(b"content-length host expect via forwarded x-real-ip proxy"
 
 _NOT_FROM_CLIENTS = _HOP_BY_HOP | _FROM_US
 _FORWARDING = b"x-forwarded"
+_NEXT_FORWARDING = b"\n" + _FORWARDING
 _NOT_FROM_BACKENDS = _HOP_BY_HOP | {b"content-length", b"via"}
 
 # Gateways from HTTP to environment variables know no difference between these, so a name is judged as they see it.
@@ -87,7 +88,7 @@ def request_headers(head: RequestHead, arrival: Arrival, prefix: bytes | None, p
     # All names in one go: they are looked through one by one only where there is something to find.
     names = b"\n".join([name for name, _ in kept]).translate(_FOLDED)
     folded = names.split(b"\n")
-    if b"\n" + _FORWARDING in names or not _NOT_FROM_CLIENTS.isdisjoint(folded[1:]):
+    if names.find(_NEXT_FORWARDING) >= 0 or not _NOT_FROM_CLIENTS.isdisjoint(folded[1:]):
         del kept[1:]
         for field, name in zip(head.headers, folded[1:], strict=True):
             if name in _NOT_FROM_CLIENTS:

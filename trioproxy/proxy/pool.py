@@ -28,8 +28,9 @@ from trioproxy.proxy.upstream_h1 import H1Upstream
 if TYPE_CHECKING:
     from trioproxy.proxy.multiplex import H2Connection
 
-IDLE_PER_BACKEND = 64
-"""Idle connections kept for one backend; the oldest goes when there are more."""
+IDLE_PER_BACKEND = 128
+"""Idle connections kept for one backend; the oldest goes when there are more. A single HTTP/2 client may have so many
+requests under way, and with fewer each of its bursts would dial anew what the one before it had closed."""
 
 IDLE_SECONDS = 30.0
 """How long an idle one is kept. Below the keep-alive limits that backends commonly have (Node 5 s is the exception,
