@@ -22,9 +22,10 @@ import trio
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.importing import handlers as import_handlers
 from trioproxy.certs.internal_ca import InternalCA
-from trioproxy.certs.manager import Manager, handlers
+from trioproxy.certs.manager import Manager
 from trioproxy.certs.served import Listening
 from trioproxy.certs.store import Store
+from trioproxy.certs.wishes import handlers
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config
 from trioproxy.control import ControlSocket, Handler, control_socket

@@ -18,8 +18,9 @@ from tests.scripted_ca import ScriptedCA, problem, scripted_ca
 from trioproxy.acme.client import AcmeClient
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import InternalCA
-from trioproxy.certs.manager import Manager, handlers
+from trioproxy.certs.manager import Manager
 from trioproxy.certs.store import Store
+from trioproxy.certs.wishes import handlers
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import AccountId, Acme, Site
 from trioproxy.errors import AcmeError, ControlError

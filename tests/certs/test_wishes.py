@@ -14,8 +14,9 @@ import trio.testing
 from tests.certs.making import DAY, NOW, acme_site, bundle, due_bundle, files_site, internal_site
 from tests.certs.test_contexts import write_files
 from tests.certs.world import run_for, world
-from trioproxy.certs.manager import AT_ONCE, handlers
+from trioproxy.certs.manager import AT_ONCE
 from trioproxy.certs.policy import Trouble
+from trioproxy.certs.wishes import handlers
 from trioproxy.config.model import CertificateFiles, HostPort, Passthrough
 from trioproxy.errors import AcmeError, ControlError
 

@@ -16,9 +16,10 @@ import trio
 from trioproxy.acme.order import Report
 from trioproxy.certs.contexts import server_context
 from trioproxy.certs.foreign import Candidate, Found
-from trioproxy.certs.manager import Handler, Manager
+from trioproxy.certs.manager import Manager
 from trioproxy.certs.status import day
 from trioproxy.certs.store import Store
+from trioproxy.certs.wishes import Handler
 from trioproxy.errors import CertificateError, StoreError
 
 Result = Literal[

@@ -13,9 +13,8 @@ import difflib
 import heapq
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 import attrs
 import trio
@@ -39,8 +38,6 @@ from trioproxy.names import normalise
 from trioproxy.snapshot import Cell
 
 log = logging.getLogger("trioproxy.certs")
-
-Handler = Callable[[dict[str, Any], Report], Awaitable[dict[str, Any]]]
 
 AT_ONCE = 4
 """Names that are renewed at the same time, and as many again that a person asked for."""
@@ -376,25 +373,3 @@ class Manager:
             return status_of(name, "files", now, read_files(site.tls).leaf)
         except CertificateError as exc:
             return status_of(name, "files", now, None, problem=str(exc))
-
-
-def handlers(manager: Manager) -> dict[str, Handler]:
-    """What the control socket carries out for the commands of `certs`."""
-
-    async def list_all(_: dict[str, Any], __: Report) -> dict[str, Any]:
-        await manager.look()
-        await manager.aftercare.check_again()
-        return {"certificates": [attrs.asdict(status) for status in manager.listing()]}
-
-    async def renew(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
-        outcomes = await manager.renew([str(name) for name in arguments["names"]], bool(arguments["force"]), report)
-        return {"outcomes": [attrs.asdict(outcome) for outcome in outcomes]}
-
-    async def revoke(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
-        outcome = await manager.revoke(str(arguments["name"]), str(arguments["reason"]), report)
-        return {"outcomes": [attrs.asdict(outcome)]}
-
-    async def roll_over(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
-        return {"done": await manager.roll_over(str(arguments["directory"]), report)}
-
-    return {"certs.list": list_all, "certs.renew": renew, "certs.revoke": revoke, "certs.rollover": roll_over}
