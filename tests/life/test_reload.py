@@ -174,6 +174,20 @@ async def test_files_that_only_the_server_looks_into_are_mistakes_too(tmp_path: 
         await trio.aclose_forcefully(stream)
 
 
+async def test_what_needs_a_restart_stays_as_it_was_and_is_said_each_time(tmp_path: Path) -> None:
+    async with backend(answering(HELLO)) as (port, _), served(tmp_path, configuration(tmp_path, cloud=port)) as service:
+        text = configuration(tmp_path, cloud=port)
+        service.config.write_text(text.replace(f"{tmp_path}/store", f"{tmp_path}/elsewhere"))
+        for _ in range(2):
+            lines = (await service.ask("reload", dry_run=False))["lines"]
+            assert lines[0] == (
+                f"! storage.path: {tmp_path}/store becomes {tmp_path}/elsewhere: needs a restart, and stays as it was "
+                "until then"
+            )
+        assert await service.get() == b"hello"
+        assert not (tmp_path / "elsewhere").exists()
+
+
 async def test_without_a_server_there_is_nothing_to_reload(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(configuration(tmp_path, cloud=9))
     done = await trio.to_thread.run_sync(

@@ -92,6 +92,47 @@ async def test_a_response_under_way_is_finished_by_the_old_process(tmp_path: Pat
         assert service.process.returncode == 0
 
 
+async def test_only_one_process_at_a_time_speaks_with_the_authority(tmp_path: Path) -> None:
+    """The old one lives on, for a response is under way; the authority hears of it no more."""
+    events: list[str] = []
+
+    async def authority(stream: trio.SocketStream, _: object) -> None:
+        events.append("begins")
+        try:
+            while await stream.receive_some():  # what it is asked it never answers
+                pass
+        finally:
+            events.append("ends")
+
+    async def never(stream: trio.SocketStream, _: object) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst")
+        await trio.sleep_forever()
+
+    async with (
+        backend(authority) as (ca, _),
+        backend(never) as (port, _),
+        served(
+            tmp_path,
+            configuration(tmp_path, drain="1h", cloud=port)
+            + f'[sites]\n"new.test" = "http://127.0.0.1:{port}"\n[acme]\ndirectory = "https://127.0.0.1:{ca}/"\n',
+        ) as service,
+    ):
+        stream = await service.visit()
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: cloud.test\r\n\r\n")
+        assert bytes(await stream.receive_some()).startswith(b"HTTP/1.1 200")
+        with trio.fail_after(PATIENCE):
+            while events != ["begins"]:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        await service.ask("upgrade")
+        with trio.fail_after(PATIENCE):
+            while len(events) < 3:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert events == ["begins", "ends", "begins"]
+        assert service.process.poll() is None
+        await trio.aclose_forcefully(stream)
+
+
 async def test_a_new_process_that_finds_mistakes_changes_nothing(tmp_path: Path) -> None:
     async with backend(answering(HELLO)) as (port, _), served(tmp_path, configuration(tmp_path, cloud=port)) as service:
         good = service.config.read_text()
