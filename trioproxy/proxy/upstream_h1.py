@@ -6,7 +6,6 @@ knows a connection for as long as it lives, and whom to look at meanwhile is one
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 from trioproxy.errors import ClientLeft, StreamError, StreamTimeout, Unanswered, UpstreamError, UpstreamTimeout
@@ -68,8 +67,10 @@ class H1Upstream:
             first = b"".join((first, *map(_chunk, body)))
         elif body and not isinstance(body[0], End):
             first = b"".join((first, *[piece for piece in body if isinstance(piece, bytes)]))
-        with contextlib.suppress(StreamError):
+        try:  # noqa: SIM105 - as each request passes here
             await self._stream.send_all(first)
+        except StreamError:
+            pass
 
     async def send(self, piece: bytes | End) -> bool:
         """See `Upstream.send`."""
