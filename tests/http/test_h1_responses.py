@@ -149,6 +149,22 @@ def test_1xx_have_no_body_whatever_they_say() -> None:
     assert [event.status for event in said if isinstance(event, ResponseHead)] == [100, 200]
 
 
+def test_1xx_do_not_come_without_end() -> None:
+    one = b"HTTP/1.1 102 Processing\r\nX: " + b"y" * 1000 + b"\r\n\r\n"
+    some, many = BACKEND_LIMITS.header_size // 2000, BACKEND_LIMITS.header_size // 1000
+    answer = OK + b"Content-Length: 0\r\n\r\n"
+    assert response(one * some + answer)[-1] == End()
+    said = response(one * many + answer)
+    assert isinstance(said[-1], UpstreamProtocolError)
+    assert len(said) < many
+    reader = ResponseReader()
+    for _ in range(3):  # each response has its own
+        reader.expect(b"GET")
+        reader.feed(one * some + answer)
+        while not isinstance(reader.next(), End):
+            pass
+
+
 def test_a_1xx_is_no_response() -> None:
     assert isinstance(response(b"HTTP/1.1 100 Continue\r\n\r\n", eof=True)[-1], UpstreamProtocolError)
 

@@ -6,6 +6,7 @@ import h2.events
 import pytest
 
 from tests.http.h2_support import GET, POST, Frames, Pair, changed, client_pair, parse, sent, server, server_pair, told
+from trioproxy.http.h1 import BACKEND_LIMITS
 from trioproxy.http.h2 import (
     FAST_WINDOW,
     MAX_STREAMS,
@@ -120,6 +121,21 @@ def test_messages_without_a_body_end_with_their_heads() -> None:
     pair.h2.send_headers(stream, [(":status", "204")], end_stream=True)
     pair.pump()
     assert pair.of(Response) == [Response(stream, ResponseHead(204, b"", [], (2, 0)), ended=True)]
+
+
+def test_heads_below_200_do_not_come_without_end() -> None:
+    pair = client_pair()
+    other, flooded = ask(pair), ask(pair)
+    hint = [(":status", "103"), ("link", "x" * 4000)]
+    for _ in range(BACKEND_LIMITS.header_size // 4000):
+        pair.h2.send_headers(flooded, hint)
+    pair.pump()
+    assert pair.of(Closed) == [Closed(flooded, Code.ENHANCE_YOUR_CALM, ours=True)]
+    assert len(pair.of(Response)) < BACKEND_LIMITS.header_size // 4000
+    pair.h2.send_headers(other, hint)
+    pair.h2.send_headers(other, [(":status", "200")], end_stream=True)
+    pair.pump()
+    assert [event.head.status for event in pair.of(Response)] == [103, 200]
 
 
 def test_a_head_response_keeps_its_length_and_has_no_body() -> None:

@@ -406,6 +406,8 @@ async def test_a_silent_backend_is_504_and_its_connection_gets_no_more() -> None
         assert (await caller.ask("GET", "/", NAME)).status == 504
         assert (await caller.ask("GET", "/", NAME)).status == 504
         assert seen.connections == 2
+        with trio.fail_after(5):  # nobody would come back to them
+            await until(lambda: seen.ended == 2 and not proxy.ctx.pool._shared)
 
 
 async def test_what_is_no_http2_is_502() -> None:

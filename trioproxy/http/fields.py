@@ -8,6 +8,7 @@ own making, and whatever llhttp concludes from the fields about bodies or upgrad
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -20,6 +21,10 @@ TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 """RFC 9110 section 5.6.2, as a regular expression."""
 
 _FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\r\n")
+
+
+FIELD_OVERHEAD = 32
+"""Bytes that a field counts besides its own (RFC 9113 section 6.5.2)."""
 
 
 class FieldError(ValueError):
@@ -120,3 +125,8 @@ def framing(lengths: list[bytes], codings: list[bytes], version: tuple[int, int]
 def options(values: list[bytes]) -> list[bytes]:
     """The members of a comma-separated field such as Connection, in lower case."""
     return [member for value in values for part in value.lower().split(b",") if (member := part.strip(b" \t"))]
+
+
+def head_size(fields: Sequence[Header]) -> int:
+    """Bytes that a head takes, as HTTP/2 counts them, and never 0: one without fields is something as well."""
+    return FIELD_OVERHEAD + sum([FIELD_OVERHEAD + len(name) + len(value) for name, value in fields])

@@ -12,7 +12,7 @@ from typing import Literal, NoReturn
 
 from trioproxy.config.model import Limits
 from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
-from trioproxy.http.fields import TOKEN, FieldError, framing, options, parse_fields
+from trioproxy.http.fields import TOKEN, FieldError, framing, head_size, options, parse_fields
 from trioproxy.http.h1_body import BROKEN, HEAD, STOPPED, MessageReader
 from trioproxy.http.messages import End, Headers, RequestHead, ResponseHead
 from trioproxy.http.upgrade import requested_upgrade
@@ -22,7 +22,8 @@ MAX_TARGET = 8 * 1024
 """Bytes in a request target; RFC 9112 section 3 wants at least 8000 to be possible."""
 
 BACKEND_LIMITS = Limits(header_size=128 * 1024, header_fields=500)
-"""Backends are ours and may set many cookies; this only keeps a broken one from filling our memory."""
+"""Backends are ours and may set many cookies; this only keeps a broken one from filling our memory. The heads below 200
+of a response share one such size: they are passed on as they come, and the client need not take them as fast."""
 
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])\r\n")
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
@@ -220,6 +221,7 @@ class ResponseReader(MessageReader[ResponseHead]):
         self._upgrade = False
         self._keep_alive = True
         self._begun = False
+        self._interim = 0  # bytes of heads below 200, of the awaited response
         self._state = STOPPED
 
     def expect(self, method: bytes, upgrade: bool = False) -> None:
@@ -238,6 +240,7 @@ class ResponseReader(MessageReader[ResponseHead]):
         self._method = method
         self._upgrade = upgrade
         self._begun = False
+        self._interim = 0
         self._state = HEAD
 
     @property
@@ -296,6 +299,9 @@ class ResponseReader(MessageReader[ResponseHead]):
                     self._refuse("101 without a request to upgrade")
                 self._state = STOPPED
                 self._keep_alive = keep_alive = False
+            self._interim += head_size(fields)
+            if self._interim > self._limits.header_size:
+                self._refuse("heads below 200 without end")
             return ResponseHead(status, reason, fields, version, 0, keep_alive)
         if status == 204 and framed:
             keep_alive = False  # it has no body, but its sender seems to think otherwise

@@ -12,13 +12,10 @@ from collections.abc import Iterable, Sequence
 
 from trioproxy.config.model import Limits
 from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
-from trioproxy.http.fields import TOKEN, FieldError, framing, options
+from trioproxy.http.fields import FIELD_OVERHEAD, TOKEN, FieldError, framing, options
 from trioproxy.http.h1_read import MAX_TARGET
 from trioproxy.http.messages import Header, Headers, RequestHead, ResponseHead
 from trioproxy.names import split_authority
-
-FIELD_OVERHEAD = 32
-"""Bytes that a field counts besides its own (RFC 9113 section 6.5.2)."""
 
 VERSION = (2, 0)
 

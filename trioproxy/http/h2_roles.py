@@ -9,6 +9,7 @@ import ngh2
 
 from trioproxy.config.model import Limits
 from trioproxy.errors import RequestError, UpstreamError, UpstreamProtocolError
+from trioproxy.http.fields import head_size
 from trioproxy.http.h1_read import BACKEND_LIMITS
 from trioproxy.http.h2_codec import MAX_STREAMS, Codec
 from trioproxy.http.h2_events import Code, Refused, Request, Response
@@ -122,7 +123,9 @@ class ClientCodec(Codec):
         )
         self._handlers[ngh2.ResponseReceived] = self._on_response
         self._handlers[ngh2.InformationalResponseReceived] = self._on_informational
+        self._limit = limits.header_size
         self._methods: dict[int, bytes] = {}
+        self._interim: dict[int, int] = {}  # bytes of heads below 200, which no window holds back
 
     @property
     def room(self) -> int:
@@ -184,7 +187,14 @@ class ClientCodec(Codec):
         self._on_head(event.stream_id, event.headers, event.end_stream)
 
     def _on_informational(self, event: ngh2.InformationalResponseReceived) -> None:
-        self._on_head(event.stream_id, event.headers, ended=False)
+        stream = event.stream_id
+        if stream in self._ours:
+            return
+        size = self._interim[stream] = self._interim.get(stream, 0) + head_size(event.headers)
+        if size > self._limit:
+            self.reset(stream, Code.ENHANCE_YOUR_CALM)
+        else:
+            self._on_head(stream, event.headers, ended=False)
 
     def _on_head(self, stream: int, headers: Iterable[Header], ended: bool) -> None:
         try:
@@ -196,4 +206,6 @@ class ClientCodec(Codec):
 
     def _on_closed(self, event: ngh2.StreamClosed) -> None:
         self._methods.pop(event.stream_id, None)
+        if self._interim:
+            self._interim.pop(event.stream_id, None)
         super()._on_closed(event)

@@ -84,8 +84,10 @@ class H2Connection:
         return H2Upstream(self)
 
     def distrust(self) -> None:
-        """Give it no further requests; what is under way goes on."""
+        """Give it no further requests; what is under way goes on, and the last of that ends it."""
         self._trusted = False
+        if not self.streams:
+            self.close()
 
     def close(self) -> None:
         """End it politely, and with it whatever it still carries."""
@@ -172,6 +174,8 @@ class H2Connection:
                 upstream.closed(event.code)
             if not self.streams:
                 self.idle_since = trio.current_time()
+                if not self._trusted:
+                    self.close()
         elif isinstance(event, Over) and event.code:
             log.info("%s: HTTP/2 ended: %s%s", self.backend, named(event.code), event.reason and f": {event.reason}")
 
