@@ -129,19 +129,7 @@ async def test_events_arrive_while_the_response_is_still_open(tmp_path: Path) ->
         assert {answer["protocol"] for answer in answers} == {"h2"}
 
 
-@pytest.mark.parametrize(
-    "times",
-    [
-        1,
-        pytest.param(
-            4,
-            marks=pytest.mark.xfail(
-                reason="h2_vigil: 15 for a stream that its client resets, out of 3000, end the connection with "
-                "ENHANCE_YOUR_CALM at the third time, and Chromium lets the next fetch fail"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("times", [1, 4])
 async def test_requests_that_are_given_up_cost_their_connection_nothing(tmp_path: Path, times: int) -> None:
     """A page that is left while it loads; a map that is zoomed, whose tiles are not wanted any more."""
     async with one_site(tmp_path) as (there, _, page):

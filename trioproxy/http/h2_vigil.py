@@ -13,12 +13,13 @@ The frames are also followed to know whether a peer has stopped inside of one, o
 from __future__ import annotations
 
 BUDGET = 3000
-"""What a connection may spend at once. With `RESET`: 200 broken streams, as when a page is left while it loads."""
+"""What a connection may spend at once. A client that gives up 400 requests in a moment, as a map does that is zoomed,
+stays below it."""
 
 EACH_SECOND = 100
 """What comes back with time."""
 
-RESET = 10
+RESET = 2
 """The price of a stream that ends before its messages do; a RST_STREAM of the peer's has its own on top."""
 
 REFUSED = 5
