@@ -47,7 +47,7 @@ HANDLERS = {"greet": _greet, "refuse": _refuse, "talk": _talk_for_ever, "stumble
 async def served(path: Path) -> AsyncIterator[None]:
     with control_socket(path) as control:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(control.serve, HANDLERS)
+            nursery.start_soon(control.answer, HANDLERS)
             yield
             nursery.cancel_scope.cancel()
 

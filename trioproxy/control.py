@@ -74,7 +74,7 @@ class ControlSocket:
         self._handed_over = same_path
         self.sock.close()
 
-    async def serve(self, handlers: Mapping[str, Handler]) -> None:
+    async def answer(self, handlers: Mapping[str, Handler]) -> None:
         """Answer commands until cancelled."""
 
         async def serve_one(stream: trio.SocketStream) -> None:

@@ -137,7 +137,7 @@ class Server:
                 succession = Succession(i) if (i := self._circumstances.inheritance) else None
                 if succession:
                     await succession.wait_for_turn()
-                await self._serve(signals, control, addresses, succession, task_status)
+                await self._serve(signals, control, addresses, succession, lambda: task_status.started(addresses))
         log.info("stopped")
 
     def _take_over(self, config: Config) -> socket.socket | None:
@@ -159,7 +159,7 @@ class Server:
         control: ControlSocket,
         addresses: Addresses,
         succession: Succession | None,
-        task_status: trio.TaskStatus[Addresses],
+        bound: Callable[[], None],
     ) -> None:
         async with trio.open_nursery() as services:
             services.start_soon(self._reaper.run)
@@ -167,7 +167,7 @@ class Server:
             services.start_soon(self._ctx.pool.run)
             services.start_soon(self._ctx.lan.run)
             services.start_soon(self._ctx.admission.run)
-            services.start_soon(control.serve, self._handlers(control))
+            services.start_soon(control.answer, self._handlers(control))
             services.start_soon(self._keeper.run)
             services.start_soon(self._reloads.run)
             async with trio.open_nursery() as connections:
@@ -177,7 +177,7 @@ class Server:
                     _settle_memory()
                     log.info("ready: %s", ", ".join(map(str, addresses.https + addresses.http)))
                     services.start_soon(self._announce, control, succession)
-                    task_status.started(addresses)
+                    bound()
                     await self._stopping.wait()
                     accepting.cancel_scope.cancel()
                 self._begin_drain(connections)

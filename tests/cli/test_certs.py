@@ -76,7 +76,7 @@ async def server(folder: Path, **handlers: Handler) -> AsyncIterator[None]:
     (folder / "store").mkdir(mode=0o700, exist_ok=True)
     with control_socket(folder / "store" / "control.sock") as control:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(control.serve, {f"certs.{name}": handler for name, handler in handlers.items()})
+            nursery.start_soon(control.answer, {f"certs.{name}": handler for name, handler in handlers.items()})
             yield
             nursery.cancel_scope.cancel()
 

@@ -9,6 +9,7 @@ happens to it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -110,23 +111,18 @@ class Upgrades:
         let_go = False
         serving = False
         try:
-            with trio.move_on_after(PATIENCE) as scope:
+            with trio.move_on_after(PATIENCE) as scope, contextlib.suppress(_Gone):
                 await talk.expect("ready")
                 let_go = True
                 await estate.let_go()
                 await talk.say("go")
                 heard = await talk.expect("serving")
                 serving = True
-            if scope.cancelled_caught:
-                raise ControlError(f"the new process does not serve after {PATIENCE:g} s")
-            estate.control.hand_over(same_path=bool(heard["control"]))
-            estate.notifier.resign(process.pid)
-            await talk.say("main")
-        except _Gone as exc:
-            with trio.move_on_after(FAREWELL):
-                await process.wait()
-            code = "" if process.returncode is None else f" with code {process.returncode}"
-            raise ControlError(f"the new process ended{code} before it served; the log has its words") from exc
+                estate.control.hand_over(same_path=bool(heard["control"]))
+                estate.notifier.resign(process.pid)
+                await talk.say("main")
+            if not serving:
+                raise ControlError(await _what_became_of(process, late=scope.cancelled_caught))
         finally:
             talk.close()
             if not serving:
@@ -139,6 +135,15 @@ class Upgrades:
         log.info("process %d serves from now on; this one lets its connections finish", process.pid)
         estate.leave()
         return process.pid
+
+
+async def _what_became_of(process: trio.Process, *, late: bool) -> str:
+    if late:
+        return f"the new process does not serve after {PATIENCE:g} s"
+    with trio.move_on_after(FAREWELL):
+        await process.wait()
+    code = "" if process.returncode is None else f" with code {process.returncode}"
+    return f"the new process ended{code} before it served; the log has its words"
 
 
 async def _start(estate: Estate, channel: socket.socket) -> trio.Process:
