@@ -46,11 +46,10 @@ async def test_a_server_that_hangs_feeds_no_watchdog(tmp_path: Path) -> None:
         async with served(tmp_path, configuration(tmp_path, cloud=9), environ=environ) as service:
             await systemd.until("WATCHDOG")
             service.process.send_signal(signal.SIGSTOP)
-            with trio.move_on_after(1) as scope:
+            with trio.move_on_after(0.3):  # what it had said before
                 while True:
                     await systemd.message()
-            assert scope.cancelled_caught
-            with trio.move_on_after(0.5) as scope:
+            with trio.move_on_after(0.4) as scope:
                 await systemd.message()
             assert scope.cancelled_caught, "something else than the loop feeds it"
             service.process.send_signal(signal.SIGCONT)

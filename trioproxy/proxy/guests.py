@@ -14,6 +14,10 @@ AT_LAST = 2.0
 """Seconds after which a connection that was told to end, and waits for something else, is reset."""
 
 
+LOOK_AGAIN = 0.02
+"""Seconds between two looks whether they have ended."""
+
+
 def homeless(ctx: ProxyContext) -> list[Stream]:
     """Connections whose entry is not configured now, or is a site now and was none, or the other way round."""
     configured = ctx.cell.current.routes.entries
@@ -45,7 +49,9 @@ async def show_out(ctx: ProxyContext, streams: Collection[Stream], why: str) -> 
         stream.interrupt(ConnectionShed(why))
     if not staying:
         return
-    await trio.sleep(AT_LAST)
+    with trio.move_on_after(AT_LAST):
+        while any(stream in ctx.guests for stream in staying):  # noqa: ASYNC110 - an event would cost each of them  # noqa: ASYNC110 - an event would cost each connection one
+            await trio.sleep(LOOK_AGAIN)
     for stream in staying:
         if stream in ctx.guests:  # it waits for its backend, and would not notice otherwise
             stream.abort()
