@@ -50,7 +50,7 @@ async def show_out(ctx: ProxyContext, streams: Collection[Stream], why: str) -> 
     if not staying:
         return
     with trio.move_on_after(AT_LAST):
-        while any(stream in ctx.guests for stream in staying):  # noqa: ASYNC110 - an event would cost each of them  # noqa: ASYNC110 - an event would cost each connection one
+        while any(stream in ctx.guests for stream in staying):  # noqa: ASYNC110 - events cost
             await trio.sleep(LOOK_AGAIN)
     for stream in staying:
         if stream in ctx.guests:  # it waits for its backend, and would not notice otherwise
