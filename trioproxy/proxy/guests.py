@@ -50,7 +50,7 @@ async def show_out(ctx: ProxyContext, streams: Collection[Stream], why: str) -> 
     if not staying:
         return
     with trio.move_on_after(AT_LAST):
-        while any(stream in ctx.guests for stream in staying):  # noqa: ASYNC110 - events cost
+        while any(stream in ctx.guests for stream in staying):  # noqa: ASYNC110 - there is no event
             await trio.sleep(LOOK_AGAIN)
     for stream in staying:
         if stream in ctx.guests:  # it waits for its backend, and would not notice otherwise
