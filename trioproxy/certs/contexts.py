@@ -21,6 +21,7 @@ from trioproxy.certs.store import Store
 from trioproxy.config.model import CertificateFiles, Config, Site
 from trioproxy.errors import CertificateError, StoreError
 from trioproxy.http.alpn import HTTP11
+from trioproxy.net.credentials import load_pem
 
 log = logging.getLogger("trioproxy.certs")
 
@@ -45,11 +46,7 @@ def server_context(bundle: Bundle, alpn: Sequence[str] = HTTP11) -> ssl.SSLConte
     context.set_ciphers(_TLS12_CIPHERS)
     context.set_alpn_protocols(alpn)
     try:
-        # `ssl` reads keys from named files only; this one has no name outside this process and is on no disk.
-        with os.fdopen(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as file:
-            file.write(bundle.pem)
-            file.flush()
-            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+        load_pem(context, bundle.pem)
     except ssl.SSLError as exc:
         raise CertificateError(f"TLS does not take the certificate: {exc.reason or exc}") from exc
     except OSError as exc:  # no descriptor left, or no /proc

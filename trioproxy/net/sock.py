@@ -186,7 +186,7 @@ class Stream:
                 data = memoryview(data)[sent:]
 
     async def receive_next(self) -> bytes:
-        """As `receive_some`, for what can hardly be here yet: a try that fails costs more than a wait that need not be."""
+        """As `receive_some`, for what can hardly be here yet: a try that fails costs more than a needless wait."""
         if self._tls is None or not self._tls.pending():  # what TLS has decrypted already makes no socket readable
             await self._until_readable()
         return await self.receive_some()

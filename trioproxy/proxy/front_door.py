@@ -13,6 +13,7 @@ from trioproxy.net.listen import Peer
 from trioproxy.net.peek import peek_client_hello, refuse
 from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Stream
+from trioproxy.proxy import proof
 from trioproxy.proxy.admission import admit, permitted
 from trioproxy.proxy.context import Guest, ProxyContext
 from trioproxy.proxy.passthrough import announcement, serve_passthrough
@@ -40,6 +41,8 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[N
     try:
         hello = await peek_client_hello(stream)
         entry, by_default = _entry_for(snapshot, hello)
+        if (pem := proof.asked_for(ctx, hello, entry)) is not None:
+            return proof.show(stream, peer, hello.server_name or "", pem)
         if not permitted(ctx, entry, peer):
             raise AccessDenied(f"{hello.server_name or entry.name} is not open to this client")
     except SilentPeer:
