@@ -45,12 +45,7 @@ def server_context(bundle: Bundle, alpn: Sequence[str] = HTTP11) -> ssl.SSLConte
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_ciphers(_TLS12_CIPHERS)
     context.set_alpn_protocols(alpn)
-    try:
-        load_pem(context, bundle.pem)
-    except ssl.SSLError as exc:
-        raise CertificateError(f"TLS does not take the certificate: {exc.reason or exc}") from exc
-    except OSError as exc:  # no descriptor left, or no /proc
-        raise CertificateError(f"the certificate cannot be handed to TLS: {exc.strerror or exc}") from exc
+    load_pem(context, bundle.pem)
     return context
 
 

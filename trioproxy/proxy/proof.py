@@ -32,10 +32,10 @@ def asked_for(ctx: ProxyContext, hello: ClientHello, entry: Entry) -> bytes | No
 
 
 async def show(stream: Stream, peer: Peer, name: str, pem: bytes) -> None:
-    """Do the handshake, which is all there is to it. Raises StreamError; the stream's deadline limits it.
+    """Do the handshake, which is all there is to it. Raises StreamError or CertificateError.
 
     Args:
-        stream: A connection whose ClientHello is unread. The caller closes it.
+        stream: A connection whose ClientHello is unread, with a deadline. The caller closes it.
         peer: The CA.
         name: What it asks about.
         pem: A certificate and its key.
@@ -53,8 +53,5 @@ def _context(pem: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols([PROTOCOL])
-    try:
-        load_pem(context, pem)
-    except OSError as exc:  # ssl.SSLError is one
-        raise ConnectionLost(f"the proof cannot be shown: {exc}") from exc
+    load_pem(context, pem)
     return context
