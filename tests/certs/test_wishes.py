@@ -265,8 +265,8 @@ async def test_the_listing_tells_how_each_certificate_is(tmp_path: Path, autojum
     assert (status.not_after, status.days_left) == ("2027-02-18T12:00:00+00:00", 89.0)
     assert status.renews is not None
     assert "2027-01-17" < status.renews < "2027-01-20"
-    assert status.why == "a third of its lifetime is left then"
-    assert listing["made.internal"].why == "half of its lifetime is left then"
+    assert (status.rule, status.why) == ("lifetime", "lifetime: a third of it is left then")
+    assert listing["made.internal"].why == "lifetime: half of it is left then"
     assert listing["failing.example.com"].error == "no such host"
     assert listing["failing.example.com"].next_attempt == "2026-11-21T12:10:00+00:00"
     assert listing["expired.example.com"].days_left == -1.0

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import attrs
 import trio
+from cryptography import x509
 
 from tests.certs.making import NOW, bundle, config
+from trioproxy.acme.ari import Advice
 from trioproxy.acme.client import AcmeClient
 from trioproxy.acme.order import Issued, Journal, Origin, Report, Wanted
 from trioproxy.certs.bundle import Bundle
@@ -19,7 +21,7 @@ from trioproxy.certs.internal_ca import InternalCA
 from trioproxy.certs.manager import Manager
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
-from trioproxy.config.model import AccountId, Acme, Config, Passthrough, Site
+from trioproxy.config.model import Acme, Config, Passthrough, Site
 from trioproxy.net.http_client import HttpClient
 from trioproxy.net.sock import Reaper
 from trioproxy.routing import RouteTable
@@ -51,15 +53,25 @@ class Authority:
 
     Attributes:
         orders: Name and moment of each order.
+        directories: Where each was ordered.
+        replaced: What each was said to replace.
         seconds: How long an order takes, by name; two seconds unless told otherwise.
         errors: What comes of the next orders of a name, one after the other; after them they work.
         issue: Makes the certificate for a name.
+        broken: What comes of every order at a directory, as long as it is there.
+        suggest: What is said about the renewal of a certificate.
+        asked: When that was asked for.
         most: The most orders that were under way at one time.
     """
 
     def __init__(self, clock: WallClock) -> None:
         self.clock = clock
         self.orders: list[tuple[str, datetime]] = []
+        self.directories: list[str] = []
+        self.replaced: list[Origin | None] = []
+        self.broken: dict[str, Callable[[], Exception]] = {}
+        self.suggest: Callable[[x509.Certificate], Advice | None] = lambda _: None
+        self.asked: list[datetime] = []
         self.seconds: dict[str, float] = {}
         self.errors: dict[str, list[Exception]] = {}
         self.issue: Callable[[str], Bundle] = self.issue_for_90_days
@@ -84,6 +96,8 @@ class Authority:
     ) -> Issued:
         name = wanted.name
         self.orders.append((name, self.clock()))
+        self.directories.append(client.directory_url)
+        self.replaced.append(wanted.replaces)
         self._now += 1
         self.most = max(self.most, self._now)
         try:
@@ -91,13 +105,30 @@ class Authority:
             await trio.sleep(self.seconds.get(name, 2.0))
             if errors := self.errors.get(name):
                 raise errors.pop(0)
+            if client.directory_url in self.broken:
+                raise self.broken[client.directory_url]()
             made = self.issue(name)
-            await journal.intend("https://ca/dir", made.key_pem)
+            await journal.intend(client.directory_url, made.key_pem)
             await journal.place("https://ca/order/1")
             self.issued.setdefault(name, []).append(made)
-            return Issued(made.key_pem, made.chain_pem, Origin(AccountId("https://ca/dir"), "https://ca/account/1", ""))
+            origin = Origin(client.settings.account, "https://ca/account/1", f"id-{made.leaf.serial:x}")
+            return Issued(made.key_pem, made.chain_pem, origin)
         finally:
             self._now -= 1
+
+
+class FakeClient(AcmeClient):
+    """Asks the authority about renewals, and nobody anything else."""
+
+    def __init__(self, settings: Acme, authority: Authority, store: Store) -> None:
+        super().__init__(settings, HttpClient(None, Reaper()), store.accounts)
+        self._authority = authority
+
+    async def renewal_info(self, chain_pem: bytes) -> Advice | None:
+        await trio.lowlevel.checkpoint()
+        self._authority.asked.append(self._authority.clock())
+        leaf = x509.load_pem_x509_certificate(chain_pem)
+        return self._authority.suggest(leaf)
 
 
 @attrs.frozen
@@ -120,7 +151,8 @@ class World:
 
     def restarted(self) -> World:
         """Another process on the same store, with the same authority."""
-        return world(self.store.path, *self.config.sites.values(), clock=self.clock, authority=self.authority)
+        sites, acme = self.config.sites.values(), self.config.acme
+        return world(self.store.path, *sites, clock=self.clock, authority=self.authority, acme=acme)
 
     def serial(self, name: str) -> int:
         """Of the certificate that the next handshake gets."""
@@ -143,17 +175,18 @@ def world(
     passthrough: tuple[Passthrough, ...] = (),
     clock: WallClock | None = None,
     authority: Authority | None = None,
+    acme: Acme | None = None,
 ) -> World:
     clock = clock or WallClock()
     authority = authority or Authority(clock)
     store = Store(folder)
     source = ContextSource(store, InternalCA(store, clock))
-    cell = Cell(snapshot(source, config(folder, *sites, passthrough=passthrough)))
+    cell = Cell(snapshot(source, config(folder, *sites, passthrough=passthrough, acme=acme)))
 
-    def no_client(settings: Acme) -> AcmeClient:
-        return AcmeClient(settings, HttpClient(None, Reaper()), store.accounts)
+    def client(settings: Acme) -> AcmeClient:
+        return FakeClient(settings, authority, store)
 
-    manager = Manager(cell, ChallengeBoard(), store, source, no_client, clock, SameDice(), authority.obtain)
+    manager = Manager(cell, ChallengeBoard(), store, source, client, clock, SameDice(), authority.obtain)
     return World(store, clock, authority, source, cell, manager)
 
 

@@ -94,7 +94,7 @@ async def test_without_a_server_the_store_is_read(folder: Path) -> None:
     assert [row.split()[:2] for row in rows] == [[NAME, "good"], ["home.example.com", "good"]]
     assert "Test Authority, T1" in rows[0]
     assert " 89 " in rows[0]
-    assert "a third of its lifetime is left then" in rows[0]
+    assert "lifetime: a third of it is left then" in rows[0]
     renews = [(NOW + 59 * DAY - back * DAY).astimezone() for back in range(3)]
     assert any(f" {moment.day} {moment:%b} " in rows[0] for moment in renews)
     assert done.stderr == "configuration: config.toml\n"

@@ -10,7 +10,7 @@ from trioproxy.acme.client import AcmeClient, Report
 from trioproxy.certs.bundle import Bundle
 from trioproxy.certs.records import Provenance
 from trioproxy.certs.status import authority
-from trioproxy.config.model import Acme
+from trioproxy.config.model import AccountId, Acme
 from trioproxy.errors import ControlError
 from trioproxy.snapshot import Cell
 
@@ -36,6 +36,10 @@ class Authorities:
         acme = self._cell.current.config.acme
         return (acme, *acme.fallback)
 
+    def of(self, account: AccountId) -> Acme | None:
+        """The settings by which a certificate was ordered, None where the configuration has them no more."""
+        return next((acme for acme in self.configured if acme.account == account), None)
+
     def client(self, settings: Acme) -> AcmeClient:
         """The client for one of them, or for the rehearsals of one."""
         if settings not in self._clients:
@@ -60,7 +64,7 @@ class Authorities:
         settings = self.configured[0]
         if where is not None:
             account = where.origin.account
-            found = next((acme for acme in self.configured if acme.account == account), None)
+            found = self.of(account)
             if found is None:
                 raise ControlError(
                     f"this certificate was ordered at {account.directory}, which the configuration does not name any"

@@ -21,12 +21,14 @@ import trio
 
 from trioproxy.acme.client import AcmeClient
 from trioproxy.acme.order import Report, obtain
+from trioproxy.certs.advisor import Advisor
 from trioproxy.certs.aftercare import Aftercare
 from trioproxy.certs.authorities import Authorities
 from trioproxy.certs.bundle import Leaf
 from trioproxy.certs.contexts import ContextSource, read_files
 from trioproxy.certs.internal_ca import Clock, utc_now
-from trioproxy.certs.renewal import Known, Obtain, Renewals, renews
+from trioproxy.certs.known import Known, renews
+from trioproxy.certs.renewal import Obtain, Renewals
 from trioproxy.certs.served import Listening
 from trioproxy.certs.status import CertificateStatus, Outcome, status_of
 from trioproxy.certs.store import Store
@@ -96,6 +98,7 @@ class Manager:
         rng = rng or random.Random()  # noqa: S311 - it spreads load, it keeps no secret
         self._authorities = Authorities(cell, make_client)
         self._work = Renewals(cell, board, store, source, self._authorities, clock, rng, obtain, self.aftercare)
+        self._advisor = Advisor(self._work.known, store, self._authorities, clock, rng, self._hurry)
         self._cell = cell
         self._store = store
         self._source = source
@@ -116,6 +119,7 @@ class Manager:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.aftercare.run)
             nursery.start_soon(self._watch.run)
+            nursery.start_soon(self._advisor.run)
             while True:
                 if self._config is not self._ready_for:
                     await self.look()
@@ -132,6 +136,9 @@ class Manager:
         """Look at the configuration and the store again: called after a reload."""
         self._seen = self._ready_for = None
         self._watch.wake()
+        self._hurry()
+
+    def _hurry(self) -> None:
         self._woken.set()
 
     async def look(self) -> None:
@@ -149,6 +156,7 @@ class Manager:
                 if site.name not in self._jobs:
                     self._work.look_at_first(site)
             self._seen = config
+            self._advisor.wake()
 
     async def _make_ready(self) -> None:
         """Do at the start and after a reload what should not wait until somebody calls."""
@@ -208,7 +216,8 @@ class Manager:
         finally:
             del self._jobs[job.name]
             job.done.set()
-            self._woken.set()
+            self._hurry()
+            self._advisor.wake()
 
     # ---- certificates of the internal CA ------------------------------------------------------------
 
@@ -356,7 +365,7 @@ class Manager:
                 "acme",
                 now,
                 known.leaf,
-                renews=known.renews if known.leaf else None,
+                renewal=known.renewal if known.leaf else None,
                 trouble=known.trouble,
                 problem=known.problem,
                 busy=name in self._jobs,
@@ -365,7 +374,7 @@ class Manager:
         served = self._source.served.get(name)
         if site.tls == "internal":
             leaf = served.leaf if served else None
-            return status_of(name, "internal", now, leaf, renews=renews(leaf) if leaf else None)
+            return status_of(name, "internal", now, leaf, renewal=(renews(leaf), "lifetime") if leaf else None)
         if served is not None:
             own = served.leaf if served.by == "files" else None
             return status_of(name, "files", now, own, problem=served.problem)

@@ -4,13 +4,26 @@ The rules and their reasons: a third of the lifetime is what Let's Encrypt advis
 would be a matter of days. After a failure each further attempt costs a new order and a validation, of which a CA allows
 few (Let's Encrypt: five failed validations per name and hour), so the pauses grow; but they must not grow beyond
 what the certificate has left.
+
+A CA may suggest a moment of its own (RFC 9773), and it knows why: it may be about to revoke, or spread its load. It
+is gone by, unless next to nothing would be left then.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Literal
 
 import attrs
+
+Rule = Literal["ARI", "lifetime", "emergency", "revoked"]
+"""Why a certificate is renewed when it is: `ARI`, the CA suggests it; `emergency`, hardly anything is left."""
+
+EMERGENCY = 20
+"""With less than this part of the lifetime left nobody's suggestion counts any more."""
+
+AT_LEAST_USED = timedelta(days=1)
+"""How old a certificate gets whatever its CA suggests: one whose every suggestion is "now" would be asked in a ring."""
 
 SHORT_LIFETIME = timedelta(days=10)
 """Certificates below this are renewed when half of their lifetime is left, the others at a third."""
@@ -84,6 +97,29 @@ def renew_at(not_before: datetime, not_after: datetime, pick: float) -> datetime
     lifetime = not_after - not_before
     left = lifetime / 2 if lifetime < SHORT_LIFETIME else lifetime / 3
     return not_after - left - lifetime * SPREAD * pick
+
+
+def emergency_at(not_before: datetime, not_after: datetime) -> datetime:
+    """From when on a certificate is renewed whatever the CA suggests."""
+    return not_after - (not_after - not_before) / EMERGENCY
+
+
+def renew_when(
+    not_before: datetime, not_after: datetime, pick: float, suggested: datetime | None
+) -> tuple[datetime, Rule]:
+    """When to renew a certificate, and by which rule.
+
+    Args:
+        not_before: Its validity; UTC.
+        not_after: Its validity; UTC.
+        pick: As for `renew_at`.
+        suggested: The moment picked from the window that the CA suggests, None where it suggests none.
+    """
+    if suggested is None:
+        return renew_at(not_before, not_after, pick), "lifetime"
+    emergency = emergency_at(not_before, not_after)
+    suggested = max(suggested, not_before + min(AT_LEAST_USED, (not_after - not_before) / 6))
+    return (suggested, "ARI") if suggested <= emergency else (emergency, "emergency")
 
 
 def retry_at(

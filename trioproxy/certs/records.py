@@ -1,4 +1,7 @@
-"""What the store keeps of our dealings with CAs: orders under way, accounts, and where certificates came from."""
+"""What the store keeps of our dealings with CAs.
+
+Orders under way, accounts, and of each certificate where it came from and when its CA would like it to be renewed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +17,7 @@ import attrs
 import trio
 
 from trioproxy.acme.account import Account
+from trioproxy.acme.ari import Window
 from trioproxy.acme.journal import OrderRecord, Origin
 from trioproxy.certs import files
 from trioproxy.config.model import AccountId
@@ -57,6 +62,60 @@ def as_json(where: Provenance) -> dict[str, Any]:
         "profile": where.origin.profile,
         "revoked": where.revoked,
     }
+
+
+@attrs.frozen
+class Suggestion:
+    """When a CA would like a certificate to be renewed, and the moment that was picked of that, once.
+
+    Attributes:
+        serial: The certificate's serial number: what is told here is of no other.
+        asked_at: When the CA was asked last; UTC.
+        ask_at: When to ask it again; UTC.
+        window: What it suggested; None for nothing, or nothing to go by.
+        moment: Which moment of the window was picked; None without one.
+    """
+
+    serial: int
+    asked_at: datetime
+    ask_at: datetime
+    window: Window | None = None
+    moment: datetime | None = None
+
+    def stale(self, now: datetime) -> bool:
+        """Whether to ask again. An answer from the future was noted by a clock that was wrong."""
+        return not self.asked_at <= now < self.ask_at
+
+
+def suggestion(values: Mapping[str, Any]) -> Suggestion:
+    """Of what `suggestion_json` made."""
+    window, moment = values["window"], values["moment"]
+    return Suggestion(
+        int(values["serial"], 16),
+        moment_of(values["asked_at"]),
+        moment_of(values["ask_at"]),
+        Window(*map(moment_of, window)) if window else None,
+        moment_of(moment) if window else None,
+    )
+
+
+def suggestion_json(found: Suggestion) -> dict[str, Any]:
+    """As JSON can say it."""
+    return {
+        "serial": f"{found.serial:x}",
+        "asked_at": found.asked_at.isoformat(),
+        "ask_at": found.ask_at.isoformat(),
+        "window": [found.window.start.isoformat(), found.window.end.isoformat()] if found.window else None,
+        "moment": found.moment.isoformat() if found.moment else None,
+    }
+
+
+def moment_of(text: str) -> datetime:
+    """A moment that was written with its offset from UTC; ValueError for one without."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a moment without its offset from UTC")
+    return moment
 
 
 @attrs.frozen

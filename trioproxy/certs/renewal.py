@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 import attrs
@@ -25,6 +25,7 @@ from trioproxy.certs.authorities import Authorities
 from trioproxy.certs.bundle import Bundle, Leaf
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import Clock
+from trioproxy.certs.known import Known
 from trioproxy.certs.records import Provenance
 from trioproxy.certs.status import Outcome, authority, day, time_of_day
 from trioproxy.certs.store import Store
@@ -37,40 +38,6 @@ log = logging.getLogger("trioproxy.certs")
 
 Obtain = Callable[[AcmeClient, Wanted, ChallengeBoard, Journal, Report], Awaitable[Issued]]
 """`trioproxy.acme.order.obtain`, or what stands in for it."""
-
-
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
-"""When a certificate that is not there was due: before every other, whatever becomes of the clock."""
-
-
-def renews(leaf: Leaf | None) -> datetime:
-    """When a certificate is to be renewed; `LONG_AGO`, where there is none."""
-    return LONG_AGO if leaf is None else policy.renew_at(leaf.not_before, leaf.not_after, policy.dice_of(leaf.serial))
-
-
-@attrs.frozen
-class Known:
-    """What is known of a site whose certificate comes from the CA.
-
-    Attributes:
-        leaf: Its own certificate; None while there is none that is for its name.
-        renews: When to renew that, whatever went wrong.
-        trouble: Attempts that failed.
-        problem: Why what the store has cannot be read or used, "" when it can.
-        revoked: Why the certificate has been revoked, "" if it has not.
-    """
-
-    leaf: Leaf | None = None
-    renews: datetime = LONG_AGO
-    trouble: policy.Trouble | None = None
-    problem: str = ""
-    revoked: str = ""
-
-    def due(self, now: datetime) -> datetime:
-        """When to do something about it."""
-        if self.trouble is not None and self.trouble.holds(now):
-            return max(self.renews, self.trouble.next_attempt)
-        return self.renews
 
 
 class Renewals:
@@ -137,10 +104,8 @@ class Renewals:
         if leaf is None and site.name not in self._cell.current.awaiting:
             self._cell.update(lambda s: attrs.evolve(s, awaiting=s.awaiting | {site.name}))
         where = None if leaf is None else self._store.origin(site.name, leaf)
-        known = Known(leaf, renews(leaf), trouble, problem, where.revoked if where else "")
-        if leaf is not None and known.revoked:
-            known = attrs.evolve(known, renews=min(leaf.not_before, self._clock()))
-        self.known[site.name] = known
+        suggestion = None if leaf is None else self._store.suggestion(site.name, leaf)
+        known = self.known[site.name] = Known(leaf, trouble, problem, where, suggestion)
         return known
 
     def _is_news(self, name: str, leaf: Leaf) -> bool:
@@ -174,7 +139,7 @@ class Renewals:
                 known, now = self.look_at(site), self._clock()
                 if known.leaf is not None and known.renews > now and (not force or known.leaf != before):
                     await self._all_is_well(name)  # perhaps because another process has seen to it meanwhile
-                    return Outcome(name, "kept", self._dates(known.leaf))
+                    return Outcome(name, "kept", self._dates(known.leaf, known.renews))
                 trouble = known.trouble
                 if trouble is not None and trouble.holds(now) and not force and (trouble.rate_limited or not wished):
                     again = time_of_day(trouble.next_attempt, now)
@@ -198,17 +163,18 @@ class Renewals:
         bundle, origin = await self._aftercare.beside_first(name, report, order, first=first)
         await self._store.save(name, bundle)
         self._publish(site, bundle)
-        await self._note_origin(name, Provenance(bundle.leaf.serial, origin))
-        now, leaf = self._clock(), bundle.leaf
-        self.known[name] = Known(leaf, renews(leaf), known.trouble)
-        log.info("%s  %s; %s", name, self._dates(leaf), await self._aftercare.swapped(site, leaf))
+        now, leaf, where = self._clock(), bundle.leaf, Provenance(bundle.leaf.serial, origin)
+        await self._note_origin(name, where)
+        self.known[name] = Known(leaf, known.trouble, where=where)
+        dates = self._dates(leaf, self.known[name].renews)
+        log.info("%s  %s; %s", name, dates, await self._aftercare.swapped(site, leaf))
         if self.known[name].renews <= now:
             # Only the ladder then keeps us from ordering again at once, and again.
             wrong = "the new certificate is due for renewal from the start: is this machine's clock right?"
             await self.failed(name, CertificateError(wrong))
         else:
             await self._all_is_well(name)
-        return Outcome(name, "renewed", self._dates(leaf))
+        return Outcome(name, "renewed", dates)
 
     async def _obtain(self, site: Site, report: Report) -> tuple[Bundle, Origin]:
         client = self._authorities.client(self._cell.current.config.acme)
@@ -323,6 +289,6 @@ class Renewals:
         else:
             log.info("%s  temporary certificate (browsers warn) while I ask %s", name, ca)
 
-    def _dates(self, leaf: Leaf) -> str:
+    def _dates(self, leaf: Leaf, renews: datetime) -> str:
         now = self._clock()
-        return f"valid to {day(leaf.not_after, now)}, renews about {day(renews(leaf), now)}"
+        return f"valid to {day(leaf.not_after, now)}, renews about {day(renews, now)}"

@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 
 from trioproxy.certs.bundle import Leaf
-from trioproxy.certs.policy import SHORT_LIFETIME, Trouble
+from trioproxy.certs.policy import SHORT_LIFETIME, Rule, Trouble, emergency_at
 from trioproxy.config.model import LETSENCRYPT, ZEROSSL
 
 State = Literal["good", "waiting", "due", "renewing", "failing", "expiring", "expired", "unreadable", "amiss"]
@@ -54,6 +54,7 @@ class CertificateStatus:
         not_after: When it expires.
         days_left: Until then; negative afterwards.
         renews: When it is to be renewed; None where nobody but the user does that.
+        rule: What decides that moment: "ARI" (the CA suggests it), "lifetime", "emergency", "revoked", or "".
         why: The reason for that moment, in words.
         error: What went wrong last, "" if nothing did.
         next_attempt: When a failed renewal is tried again.
@@ -69,6 +70,7 @@ class CertificateStatus:
     not_after: str | None = None
     days_left: float | None = None
     renews: str | None = None
+    rule: Rule | Literal[""] = ""
     why: str = ""
     error: str = ""
     next_attempt: str | None = None
@@ -82,7 +84,7 @@ def status_of(
     now: datetime,
     leaf: Leaf | None,
     *,
-    renews: datetime | None = None,
+    renewal: tuple[datetime, Rule] | None = None,
     trouble: Trouble | None = None,
     problem: str = "",
     busy: bool = False,
@@ -95,12 +97,14 @@ def status_of(
         source: Where its certificate is to come from.
         now: The wall clock, UTC.
         leaf: The certificate that it has of its own, if it has one.
-        renews: When that is to be renewed.
+        renewal: When that is to be renewed, and by which rule.
         trouble: Attempts that failed.
         problem: Why the certificate cannot be read.
         busy: Whether it is being renewed at this moment.
         revoked: Why it has been revoked, "" if it has not.
     """
+    renews = max(renewal[0], leaf.not_before) if renewal and leaf else None
+    rule = _rule(renewal, leaf, now)
     state = _state(source, now, leaf, renews, trouble, problem, busy=busy)
     return CertificateStatus(
         name=name,
@@ -111,7 +115,8 @@ def status_of(
         not_after=leaf.not_after.isoformat() if leaf else None,
         days_left=round((leaf.not_after - now) / timedelta(days=1), 2) if leaf else None,
         renews=renews.isoformat() if renews else None,
-        why=f"it has been revoked ({revoked})" if revoked else _why(source, leaf),
+        rule=rule,
+        why=f"it has been revoked ({revoked})" if revoked else _why(source, leaf, rule),
         error=problem or (trouble.error if trouble else ""),
         next_attempt=trouble.next_attempt.isoformat() if trouble else None,
         needs_a_person=state in NEEDS_A_PERSON,
@@ -143,13 +148,24 @@ def _state(
     return "due" if renews is not None and renews <= now else "good"
 
 
-def _why(source: str, leaf: Leaf | None) -> str:
+def _rule(renewal: tuple[datetime, Rule] | None, leaf: Leaf | None, now: datetime) -> Rule | Literal[""]:
+    if renewal is None or leaf is None:
+        return ""
+    rule = renewal[1]
+    return "emergency" if rule != "revoked" and emergency_at(leaf.not_before, leaf.not_after) <= now else rule
+
+
+def _why(source: str, leaf: Leaf | None, rule: Rule | Literal[""]) -> str:
     if source == "files":
         return "you renew it: replace the files"
     if leaf is None:
         return "the first one is to come" if source == "acme" else "made when somebody first asks for the name"
+    if rule == "ARI":
+        return "ARI: its CA suggests it"
+    if rule == "emergency":
+        return "emergency: a twentieth of its lifetime is left then"
     short = leaf.not_after - leaf.not_before < SHORT_LIFETIME
-    return f"{'half' if short else 'a third'} of its lifetime is left then"
+    return f"lifetime: {'half' if short else 'a third'} of it is left then"
 
 
 def authority(directory: str) -> str:

@@ -4,6 +4,7 @@
     certificates/NAME.pem.previous          the pair before that
     certificates/NAME.pem.corrupt-TIME      a pair that did not load, set aside for a person to look at
     origins/NAME.json                       which account at which CA ordered the certificate, and whether it is revoked
+    renewals/NAME.json                      when the CA would like it to be renewed, and when to ask it again
     orders/NAME.json                        an order under way, so that a crash resumes it instead of ordering again
     trouble/NAME.json                       failures in a row and the time of the next attempt (certs/policy.py)
     accounts/HOST-HASH.json                 the account at one ACME directory, as one customer of its (EAB)
@@ -41,7 +42,17 @@ import trio
 from trioproxy.certs import files
 from trioproxy.certs.bundle import Bundle, Leaf
 from trioproxy.certs.policy import Trouble
-from trioproxy.certs.records import Accounts, OrderJournal, Provenance, as_json, provenance
+from trioproxy.certs.records import (
+    Accounts,
+    OrderJournal,
+    Provenance,
+    Suggestion,
+    as_json,
+    moment_of,
+    provenance,
+    suggestion,
+    suggestion_json,
+)
 from trioproxy.errors import CertificateError
 from trioproxy.names import MAX_NAME
 
@@ -49,9 +60,10 @@ log = logging.getLogger("trioproxy.certs")
 
 T = TypeVar("T")
 
-CERTIFICATES, ORIGINS, ORDERS, TROUBLE, ACCOUNTS, LOCKS, INTERNAL = (
+CERTIFICATES, ORIGINS, RENEWALS, ORDERS, TROUBLE, ACCOUNTS, LOCKS, INTERNAL = (
     "certificates",
     "origins",
+    "renewals",
     "orders",
     "trouble",
     "accounts",
@@ -173,8 +185,8 @@ class Store:
             self._trouble(name),
             lambda values: Trouble(
                 failures=max(1, int(values["failures"])),
-                failed_at=_moment(values["failed_at"]),
-                next_attempt=_moment(values["next_attempt"]),
+                failed_at=moment_of(values["failed_at"]),
+                next_attempt=moment_of(values["next_attempt"]),
                 error=str(values["error"]),
                 rate_limited=bool(values["rate_limited"]),
             ),
@@ -204,6 +216,18 @@ class Store:
 
     def _origin(self, name: str) -> Path:
         return self.path / ORIGINS / f"{stem_of(name)}.json"
+
+    def suggestion(self, name: str, leaf: Leaf) -> Suggestion | None:
+        """When the CA would like the certificate `leaf` of `name` to be renewed. Raises StoreError."""
+        found = self.read_json(self._renewal(name), suggestion)
+        return found if found is not None and found.serial == leaf.serial else None
+
+    async def note_suggestion(self, name: str, found: Suggestion) -> None:
+        """Write down when the CA would like the certificate of `name` to be renewed. Raises StoreError."""
+        await trio.to_thread.run_sync(self.write_json, self._renewal(name), suggestion_json(found))
+
+    def _renewal(self, name: str) -> Path:
+        return self.path / RENEWALS / f"{stem_of(name)}.json"
 
     # ---- all names' ---------------------------------------------------------------------------------
 
@@ -237,7 +261,7 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what interrupted writers left behind. Never fails."""
-        for folder in (CERTIFICATES, ORIGINS, ORDERS, TROUBLE, ACCOUNTS, INTERNAL):
+        for folder in (CERTIFICATES, ORIGINS, RENEWALS, ORDERS, TROUBLE, ACCOUNTS, INTERNAL):
             files.sweep(self.path / folder, time.time() - LEFT_BEHIND)
 
     # ---- inside -------------------------------------------------------------------------------------
@@ -287,10 +311,3 @@ class Store:
     def write_json(self, path: Path, values: Mapping[str, Any]) -> None:
         """Replace a JSON file. Raises StoreError."""
         self.write(path, json.dumps(values, indent=1).encode() + b"\n")
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("a moment without its offset from UTC")
-    return moment
