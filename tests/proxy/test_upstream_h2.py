@@ -32,6 +32,7 @@ from tests.proxy.stage import (
 )
 from trioproxy.config.model import Config, Route, Target, Timeouts, UpstreamTLS
 from trioproxy.http.alpn import HTTP11
+from trioproxy.net.sock import Reaper
 
 NAME = "cloud.test"
 
@@ -335,6 +336,36 @@ async def test_a_request_that_was_not_looked_at_is_sent_again_whatever_it_is(how
         assert asked == 2
 
 
+async def test_a_backend_that_asks_for_http1_gets_that_from_then_on(tmp_path: Path) -> None:
+    """One that chose HTTP/2 by ALPN may still want HTTP/1.1 for what is asked (RFC 9113 section 7)."""
+    spoken: list[str] = []
+    recorded = Recording()
+
+    async def either(stream: Any, recording: Recording) -> None:
+        spoken.append(stream.selected_alpn_protocol())
+        if spoken[-1] != "h2":
+            await answering(HELLO)(stream, recorded)
+            return
+
+        async def converse(peer: H2Peer) -> None:
+            number, _ = await peer.request()
+            peer.h2.reset_stream(number, h2.errors.ErrorCodes.HTTP_1_1_REQUIRED)
+            await peer.flush()
+            await peer.next(h2.events.ConnectionTerminated)
+
+        await speaking_h2(converse)(stream, recording)
+
+    async with backend(secured(either, "h2", "http/1.1")) as (port, _), stage(https(port, tmp_path)) as proxy:
+        caller = Caller(await proxy.tls(NAME))
+        for target in ("/first", "/second"):
+            assert (await caller.ask("POST", target, NAME, {"Content-Length": "0"})).body == b"hello"
+        assert spoken == ["h2", "http/1.1"]
+        assert [line for line in recorded.received.split(b"\r\n") if line.startswith(b"POST")] == [
+            b"POST /first HTTP/1.1",
+            b"POST /second HTTP/1.1",
+        ]
+
+
 async def test_a_connection_that_ends_under_a_get_is_replaced_and_a_post_is_502() -> None:
     async def once(peer: H2Peer) -> None:
         stream, _ = await peer.request()
@@ -396,11 +427,12 @@ async def test_a_client_that_leaves_cancels_its_stream_and_the_connection_lives_
         assert seen.connections == 1
 
 
-async def test_a_silent_backend_is_504_and_its_connection_gets_no_more() -> None:
+async def test_a_silent_backend_is_504_and_its_connection_gets_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     async def converse(peer: H2Peer) -> None:
         await peer.next(h2.events.ConnectionTerminated)
 
     config_for = Timeouts(response=0.2)
+    monkeypatch.setattr(Reaper, "PERIOD", 0.1)
     async with backend(speaking_h2(converse)) as (port, seen), stage(h2c(port, timeouts=config_for)) as proxy:
         caller = Caller(await proxy.tls(NAME))
         assert (await caller.ask("GET", "/", NAME)).status == 504

@@ -41,7 +41,6 @@ class H2Connection:
         idle_since: The Trio time since when it carries no request; None while it does.
         settled: Set once the backend has said what it is ready to do, or the connection has ended.
         write_patience: Seconds that the backend may take no more of what is sent.
-        wants_h1: The backend has asked for HTTP/1.1 in its place.
     """
 
     def __init__(
@@ -50,12 +49,12 @@ class H2Connection:
         backend: Backend,
         reaper: Reaper,
         gone: Callable[[H2Connection], object],
+        wants_h1: Callable[[Backend], object],
     ) -> None:
         self.backend = backend
         self.idle_since: float | None = trio.current_time()
         self.settled = trio.Event()
         self.write_patience = stream.write_patience
-        self.wants_h1 = False
         self.codec = ClientCodec()
         self.stuck: set[H2Upstream] = set()  # those that wait until the writer has sent what they queued
         self.streams: dict[int, H2Upstream] = {}
@@ -64,6 +63,7 @@ class H2Connection:
         self._stream = stream
         self._reaper = reaper
         self._gone = gone
+        self._wants_h1 = wants_h1  # to be told before the request that is to be asked again
         self._trusted = True
         self._ended = False
 
@@ -167,7 +167,7 @@ class H2Connection:
                 upstream.feed(event.end)
         elif isinstance(event, Closed):
             if event.code == Code.HTTP_1_1_REQUIRED:
-                self.wants_h1 = True
+                self._wants_h1(self.backend)
                 self.distrust()
             upstream = self.streams.pop(event.stream, None)
             if upstream is not None:

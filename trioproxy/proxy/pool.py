@@ -198,14 +198,15 @@ class Pool:
             raise TypeError("connections are asked of a pool that does not run")
         stream.write_patience = timeouts.idle
         keep_alive(stream.sock)
-        connection = H2Connection(stream, backend, self._reaper, self._ended)
+        connection = H2Connection(stream, backend, self._reaper, self._ended, self._demote)
         self._shared.setdefault(backend, []).append(connection)
         self._nursery.start_soon(connection.run)
         return connection
 
+    def _demote(self, backend: Backend) -> None:
+        self._h1_only.add(backend.for_anyone())
+
     def _ended(self, connection: H2Connection) -> None:
-        if connection.wants_h1:
-            self._h1_only.add(connection.backend.for_anyone())
         others = self._shared[connection.backend]
         others.remove(connection)
         if not others:
