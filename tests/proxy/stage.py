@@ -8,7 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import h11
@@ -33,6 +33,8 @@ from trioproxy.snapshot import Cell, Contexts, Snapshot
 
 LOOPBACK = "127.0.0.1"
 
+PartT = TypeVar("PartT", Site, Route)
+
 Script = Callable[[trio.SocketStream, "Recording"], Awaitable[None]]
 
 
@@ -51,6 +53,7 @@ def server_context(name: str) -> ssl.SSLContext:
     return context
 
 
+@functools.cache
 def client_context(*protocols: str) -> ssl.SSLContext:
     """Trusts `authority()`, and offers these protocols."""
     context = ssl.create_default_context()
@@ -96,10 +99,10 @@ def make_config(
     listen: Listen | None = None,
     limits: Limits | None = None,
 ) -> Config:
-    """A configuration of these entries; as from a file, routes without timeouts of their own have the general ones."""
+    """A configuration of these entries; as from a file, what has no timeouts of its own has the general ones."""
     general = timeouts or Timeouts()
     entries = tuple(
-        attrs.evolve(e, routes=tuple(_with_timeouts(route, general) for route in e.routes))
+        attrs.evolve(_with_timeouts(e, general), routes=tuple(_with_timeouts(route, general) for route in e.routes))
         if isinstance(e, Site)
         else e
         for e in entries
@@ -117,8 +120,8 @@ def make_config(
     )
 
 
-def _with_timeouts(route: Route, general: Timeouts) -> Route:
-    return attrs.evolve(route, timeouts=general) if route.timeouts == Timeouts() else route
+def _with_timeouts(part: PartT, general: Timeouts) -> PartT:
+    return attrs.evolve(part, timeouts=general) if part.timeouts == Timeouts() else part
 
 
 @attrs.define

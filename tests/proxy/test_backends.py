@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from contextlib import AsyncExitStack
 
+import attrs
 import pytest
 import trio
 
+from tests.net.sockets import until
+from tests.proxy.h2_caller import calling
 from tests.proxy.stage import (
     HELLO,
     LOOPBACK,
@@ -21,6 +24,8 @@ from tests.proxy.stage import (
     stage,
 )
 from trioproxy.config.model import Config, Route, Target, Timeouts
+from trioproxy.http.h2 import Code
+from trioproxy.net.sock import Reaper
 
 NAME = "cloud.test"
 
@@ -76,6 +81,9 @@ async def test_503_at_once_when_none_is_left_and_when_to_ask_again() -> None:
                 answer = await caller.ask("GET", "/", NAME)
                 assert answer.status == 503
                 assert 1 <= int(answer.headers["retry-after"]) <= 10
+                assert answer.headers["content-type"].startswith("text/html")
+                assert b"503 Service Unavailable" in answer.body
+                assert LOOPBACK.encode() not in answer.body
 
 
 async def test_what_was_sent_to_one_never_goes_to_the_next() -> None:
@@ -118,7 +126,9 @@ async def test_a_reused_connection_that_died_with_its_backend_leads_to_the_next_
         assert (await caller.ask("GET", "/", NAME)).body == b"second"
 
 
-async def test_each_route_has_its_own_patience() -> None:
+async def test_each_route_has_its_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reaper, "PERIOD", 0.1)
+
     async def silent(stream: trio.SocketStream, recording: Recording) -> None:
         await read_until(stream, recording, b"never")
 
@@ -127,9 +137,54 @@ async def test_each_route_has_its_own_patience() -> None:
         routes = (Route("/hasty/", target, timeouts=Timeouts(response=0.1)), Route("/", target))
         async with stage(make_config(site(NAME, port, routes=routes))) as proxy:
             assert (await Caller(await proxy.tls(NAME)).ask("GET", "/hasty/", NAME)).status == 504
-            with trio.move_on_after(1.5) as scope:
+            with trio.move_on_after(0.4) as scope:
                 await Caller(await proxy.tls(NAME)).ask("GET", "/", NAME)
             assert scope.cancelled_caught
+
+
+async def test_each_site_has_its_own_patience_with_heads_and_idle_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reaper, "PERIOD", 0.1)
+    hasty = site(NAME, 1, timeouts=Timeouts(header=0.1, idle=0.2))
+    async with backend(answering(HELLO)) as (port, _):
+        config = make_config(attrs.evolve(hasty, routes=site(NAME, port).routes), site("calm.test", port))
+        async with stage(config) as proxy:
+            calm = await proxy.tls("calm.test")
+            await calm.send_all(b"GET / HTTP/1.1\r\n")
+            slow = await proxy.tls(NAME)
+            await slow.send_all(b"GET / HTTP/1.1\r\n")
+            assert (await read_until(slow, Recording(), b"\r\n\r\n")).startswith(b"HTTP/1.1 408 ")
+            idle = Caller(await proxy.tls(NAME))
+            assert (await idle.ask("GET", "/", NAME)).status == 200
+            assert await idle.stream.receive_some() == b""
+            async with calling(proxy, NAME) as caller:
+                assert (await caller.ask("GET", "/", NAME)).status == 200
+                await caller.until_closed()
+            await calm.send_all(b"Host: calm.test\r\n\r\n")
+            assert (await read_until(calm, Recording(), b"hello")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_each_route_has_its_own_patience_with_clients_that_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reaper, "PERIOD", 0.1)
+
+    async def taking(stream: trio.SocketStream, recording: Recording) -> None:
+        await read_until(stream, recording, b"never")
+
+    async with backend(taking) as (port, seen):
+        target = Target("http", LOOPBACK, port)
+        routes = (Route("/hasty/", target, timeouts=Timeouts(idle=0.1)), Route("/", target))
+        config = make_config(site(NAME, port, routes=routes))
+        async with stage(config) as proxy, calling(proxy, NAME) as caller:
+            upload = b" HTTP/1.1\r\nHost: %b\r\nContent-Length: 9\r\n\r\nx" % NAME.encode()
+            calm, hasty = await proxy.tls(NAME), await proxy.tls(NAME)
+            await calm.send_all(b"POST /" + upload)
+            waits = await caller.begin("POST", "/", NAME, end=False)
+            await hasty.send_all(b"POST /hasty/" + upload)
+            with trio.fail_after(5):
+                assert await read_until(hasty, Recording(), b"never") == b""
+                gone = await caller.begin("POST", "/hasty/", NAME, end=False)
+                assert (await caller.answer(gone)).reset == Code.CANCEL
+                await until(lambda: seen.ended == 2)
+            assert (caller.answers[waits].reset, seen.connections) == (None, 4)
 
 
 # ---- Strict-Transport-Security -----------------------------------------------------------------------

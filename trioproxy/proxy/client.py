@@ -32,6 +32,9 @@ class Client(Protocol):
     async def receive(self) -> bytes | End:
         """The next piece of the request's body. Raises as `ready`, and StreamError when the client is lost."""
 
+    def bear(self, idle: float) -> None:
+        """During this exchange it may stop sending or reading for `idle` seconds, and not for as long as usual here."""
+
     def left(self) -> bool:
         """Whether the client has gone away, so that nobody waits for the response."""
 

@@ -11,7 +11,7 @@ import attrs
 
 from trioproxy.access import parse, within
 from trioproxy.challenges import ChallengeBoard
-from trioproxy.config.model import Listen
+from trioproxy.config.model import Config, Listen, Site, Timeouts
 from trioproxy.http.forwarded import client_of
 from trioproxy.http.headers import Arrival, http_date
 from trioproxy.http.messages import RequestHead
@@ -195,6 +195,10 @@ class Visit:
     arrival: Arrival
     entry: Entry | None
     by_default: bool
+
+    def timeouts(self, config: Config) -> Timeouts:
+        """What counts until a request's route is known: the site's own limits, where a name has led to one."""
+        return self.entry.timeouts if isinstance(self.entry, Site) else config.timeouts
 
     def client(self, request: RequestHead) -> str:
         """Whom the log calls the client of `request`."""

@@ -59,9 +59,11 @@ async def exchange(ctx: ProxyContext, visit: Visit, site: Site, request: Request
     if isinstance(choice, Redirect):
         client.answer(308, [(b"location", choice.location), *hsts], b"")
         return
+    route = choice.route
+    if route.timeouts.idle != site.timeouts.idle:
+        client.bear(route.timeouts.idle)
     headers = request_headers(request, visit.arrival, choice.prefix, ctx.pseudonym)
     asking = _Asking(ctx, request, choice, headers, client, hsts)
-    route = choice.route
     header = announcement(route, visit.peer, client) if route.proxy_protocol else b""
     if len(route.to) > 1:
         await _ask_first(ctx, [Backend.of(target, route, header) for target in route.to], asking, route.timeouts)

@@ -74,6 +74,7 @@ class H2Client:
     _bodiless = False
     _left: int | None = None  # bytes of a response whose length is known, still to come
     _error: StreamError | None = None
+    _idle: float | None = None  # seconds that the client may take nothing, where its route says so
     _body_bell = _SILENT
     _answer_bell = _SILENT
     _heard = True  # since the last look: something came
@@ -135,7 +136,7 @@ class H2Client:
             self._moved = False
             self._queued = queued
             self._queued_since = now
-        elif now - self._queued_since > self._shared.timeouts.idle:
+        elif now - self._queued_since > (self._shared.timeouts.idle if self._idle is None else self._idle):
             self.give_up(Code.CANCEL, StreamTimeout("the client takes no more of the response"))
         if self._heard or not self._body_bell.awaited:
             self._heard = False
@@ -181,6 +182,10 @@ class H2Client:
                 self._body_bell = Bell()
             await self._body_bell.wait()
         return piece
+
+    def bear(self, idle: float) -> None:
+        """See `Client.bear`."""
+        self._patience = self._idle = idle
 
     def left(self) -> bool:
         """See `Client.left`."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from trioproxy.config.model import HostPort, Timeouts
+from trioproxy.config.model import HostPort
 from trioproxy.errors import RequestError, ResponseAborted, StreamInterrupted, StreamTimeout, UpstreamError
 from trioproxy.http.h1 import RequestReader, chunk_prefix, encode_last_chunk, encode_response_head
 from trioproxy.http.headers import Framing, clean_trailers, error_page, reason_phrase, response_headers
@@ -32,13 +32,14 @@ async def serve_h1(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
     Returns when the connection is done; the caller closes it. Raises StreamError when the client was lost.
     """
     config = ctx.cell.current.config
-    stream.write_patience = config.timeouts.idle
+    timeouts = visit.timeouts(config)
     reader = RequestReader(config.limits)
-    patience, first = config.timeouts.header, True
+    patience, first = timeouts.header, True
     while True:
-        client = H1Client(ctx, stream, reader, config.timeouts)
+        stream.write_patience = timeouts.idle
+        client = H1Client(ctx, stream, reader, timeouts.idle)
         try:
-            request = await _next_request(ctx, stream, reader, patience, config.timeouts.header, first=first)
+            request = await _next_request(ctx, stream, reader, patience, timeouts.header, first=first)
         except RequestError as exc:
             log.info("%s: refused: %s", visit.peer, exc)
             client.fail(exc)
@@ -60,7 +61,7 @@ async def serve_h1(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
             stream.send_eof()
             await stream.drain()
             return
-        patience, first = config.timeouts.idle, False
+        patience, first = timeouts.idle, False
 
 
 async def _answer(ctx: ProxyContext, visit: Visit, request: RequestHead, client: H1Client, answer: Answer) -> None:
@@ -139,11 +140,11 @@ class H1Client:
     _framing = Framing.EMPTY
     _size = 0
 
-    def __init__(self, ctx: ProxyContext, stream: Stream, reader: RequestReader, timeouts: Timeouts) -> None:
+    def __init__(self, ctx: ProxyContext, stream: Stream, reader: RequestReader, idle: float) -> None:
         self._ctx = ctx
         self._stream = stream
         self._reader = reader
-        self._timeouts = timeouts
+        self._idle = idle
         self._out: list[bytes] = []
 
     @property
@@ -169,7 +170,7 @@ class H1Client:
 
     async def receive(self) -> bytes | End:
         """See `Client.receive`."""
-        self._stream.expect(self._timeouts.idle)
+        self._stream.expect(self._idle)
         while (event := self.ready()) is None:
             data = await self._stream.receive_some()
             if data:
@@ -177,6 +178,10 @@ class H1Client:
             else:
                 self._reader.feed_eof()
         return event
+
+    def bear(self, idle: float) -> None:
+        """See `Client.bear`."""
+        self._idle = self._stream.write_patience = idle
 
     def left(self) -> bool:
         """See `Client.left`."""

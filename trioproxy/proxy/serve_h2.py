@@ -79,7 +79,7 @@ class _Connection:
         config = ctx.cell.current.config
         self.codec = ServerCodec(config.limits)
         self.ctx = ctx
-        self.timeouts = config.timeouts
+        self.timeouts = visit.timeouts(config)
         self.stuck: set[H2Client] = set()
         self._stream = stream
         self._visit = visit
@@ -105,7 +105,7 @@ class _Connection:
         }
         self.local = stream.local
         self.ring = self._bell.ring
-        stream.write_patience = config.timeouts.idle
+        stream.write_patience = self.timeouts.idle
 
     async def run(self) -> None:
         """Serve until one side has had enough."""
