@@ -16,6 +16,7 @@ from tests.proxy.stage import (
     LOOPBACK,
     Caller,
     Recording,
+    Stage,
     answering,
     backend,
     make_config,
@@ -148,19 +149,24 @@ async def test_each_site_has_its_own_patience_with_heads_and_idle_clients(monkey
     async with backend(answering(HELLO)) as (port, _):
         config = make_config(attrs.evolve(hasty, routes=site(NAME, port).routes), site("calm.test", port))
         async with stage(config) as proxy:
-            calm = await proxy.tls("calm.test")
-            await calm.send_all(b"GET / HTTP/1.1\r\n")
-            slow = await proxy.tls(NAME)
-            await slow.send_all(b"GET / HTTP/1.1\r\n")
-            assert (await read_until(slow, Recording(), b"\r\n\r\n")).startswith(b"HTTP/1.1 408 ")
-            idle = Caller(await proxy.tls(NAME))
-            assert (await idle.ask("GET", "/", NAME)).status == 200
-            assert await idle.stream.receive_some() == b""
-            async with calling(proxy, NAME) as caller:
-                assert (await caller.ask("GET", "/", NAME)).status == 200
-                await caller.until_closed()
-            await calm.send_all(b"Host: calm.test\r\n\r\n")
-            assert (await read_until(calm, Recording(), b"hello")).startswith(b"HTTP/1.1 200 ")
+            with trio.fail_after(5):
+                await _patience_ends(proxy)
+
+
+async def _patience_ends(proxy: Stage) -> None:
+    calm = await proxy.tls("calm.test")
+    await calm.send_all(b"GET / HTTP/1.1\r\n")
+    slow = await proxy.tls(NAME)
+    await slow.send_all(b"GET / HTTP/1.1\r\n")
+    assert (await read_until(slow, Recording(), b"\r\n\r\n")).startswith(b"HTTP/1.1 408 ")
+    idle = Caller(await proxy.tls(NAME))
+    assert (await idle.ask("GET", "/", NAME)).status == 200
+    assert await idle.stream.receive_some() == b""
+    async with calling(proxy, NAME) as caller:
+        assert (await caller.ask("GET", "/", NAME)).status == 200
+        await caller.until_closed()
+    await calm.send_all(b"Host: calm.test\r\n\r\n")
+    assert (await read_until(calm, Recording(), b"hello")).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_each_route_has_its_own_patience_with_clients_that_stop(monkeypatch: pytest.MonkeyPatch) -> None:
