@@ -43,6 +43,14 @@ async def renew(config: Config, names: Sequence[str], force: bool, report: Repor
         return await parts.manager.renew(names, force, report)
 
 
+async def rehearse(config: Config, names: Sequence[str], report: Report) -> list[Outcome]:
+    """Do what `Manager.rehearse` does while no server runs. Raises as `renew`."""
+    parts = _Parts(config)
+    parts.manager.named(names)
+    async with _port_80(config, parts, report):
+        return await parts.manager.rehearse(names, report)
+
+
 async def revoke(config: Config, name: str, reason: str, report: Report) -> Outcome:
     """Do what `Manager.revoke` does while no server runs. Raises as that, and ListenError."""
     parts = _Parts(config)

@@ -25,17 +25,20 @@ from trioproxy.certs.advisor import Advisor
 from trioproxy.certs.aftercare import Aftercare
 from trioproxy.certs.authorities import Authorities
 from trioproxy.certs.bundle import Leaf
-from trioproxy.certs.contexts import ContextSource, read_files
+from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import Clock, utc_now
 from trioproxy.certs.known import Known, renews
-from trioproxy.certs.renewal import Obtain, Renewals
+from trioproxy.certs.ledger import Ledger
+from trioproxy.certs.overview import overview
+from trioproxy.certs.renewal import Renewals
+from trioproxy.certs.rounds import Obtain
 from trioproxy.certs.served import Listening
-from trioproxy.certs.status import CertificateStatus, Outcome, status_of
+from trioproxy.certs.status import CertificateStatus, Outcome
 from trioproxy.certs.store import Store
 from trioproxy.certs.watch import FileWatch
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, CertificateFiles, Config, Site
-from trioproxy.errors import CertificateError, ControlError, InvalidName, TrioproxyError
+from trioproxy.errors import ControlError, InvalidName, TrioproxyError
 from trioproxy.names import normalise
 from trioproxy.snapshot import Cell
 
@@ -76,6 +79,7 @@ class Manager:
         rng: Spreads attempts after failures.
         obtain: Carries out an order.
         listening: Where this process listens; None where it serves nothing.
+        ledger: Counts what CAs count; the store's own where none is given.
 
     Attributes:
         aftercare: Sees to what is done after a swap.
@@ -92,12 +96,13 @@ class Manager:
         rng: random.Random | None = None,
         obtain: Obtain = obtain,
         listening: Listening | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.aftercare = Aftercare(cell, board, store, listening)
         self._watch = FileWatch(cell, source, self.aftercare.check, clock)
         rng = rng or random.Random()  # noqa: S311 - it spreads load, it keeps no secret
         self._authorities = Authorities(cell, make_client)
-        self._work = Renewals(cell, board, store, source, self._authorities, clock, rng, obtain, self.aftercare)
+        self._work = Renewals(cell, board, store, source, self._authorities, clock, rng, obtain, self.aftercare, ledger)
         self._advisor = Advisor(self._work.known, store, self._authorities, clock, rng, self._hurry)
         self._cell = cell
         self._store = store
@@ -268,6 +273,24 @@ class Manager:
                 nursery.start_soon(one, name)
         return [outcomes[name] for name in wanted]
 
+    async def rehearse(self, names: Sequence[str], report: Report) -> list[Outcome]:
+        """Go the whole way at the staging of the first CA, for `names` or for all, and keep nothing of it.
+
+        Raises:
+            ControlError: as `renew`.
+        """
+        wanted = self.named(names) or [site.name for site in self._config.sites.values() if site.tls == "acme"]
+        outcomes: dict[str, Outcome] = {}
+
+        async def one(name: str) -> None:
+            async with self._wished:
+                outcomes[name] = await self._work.rehearse(name, lambda line: report(f"{name}: {line}"))
+
+        async with trio.open_nursery() as nursery:
+            for name in wanted:
+                nursery.start_soon(one, name)
+        return [outcomes[name] for name in wanted]
+
     async def revoke(self, text: str, reason: str, report: Report) -> Outcome:
         """Have a site's certificate revoked, and another one ordered at once. It is served until that is there.
 
@@ -354,31 +377,8 @@ class Manager:
 
     def listing(self) -> list[CertificateStatus]:
         """Every managed certificate, as far as `look` has seen it, by name."""
-        return [self.aftercare.annotated(self._status(site)) for _, site in sorted(self._config.sites.items())]
+        return [self.aftercare.annotated(self._overview(site)) for _, site in sorted(self._config.sites.items())]
 
-    def _status(self, site: Site) -> CertificateStatus:
-        now, name = self._clock(), site.name
-        if site.tls == "acme":
-            known = self._work.known.get(name) or Known()
-            return status_of(
-                name,
-                "acme",
-                now,
-                known.leaf,
-                renewal=known.renewal if known.leaf else None,
-                trouble=known.trouble,
-                problem=known.problem,
-                busy=name in self._jobs,
-                revoked=known.revoked,
-            )
-        served = self._source.served.get(name)
-        if site.tls == "internal":
-            leaf = served.leaf if served else None
-            return status_of(name, "internal", now, leaf, renewal=(renews(leaf), "lifetime") if leaf else None)
-        if served is not None:
-            own = served.leaf if served.by == "files" else None
-            return status_of(name, "files", now, own, problem=served.problem)
-        try:
-            return status_of(name, "files", now, read_files(site.tls).leaf)
-        except CertificateError as exc:
-            return status_of(name, "files", now, None, problem=str(exc))
+    def _overview(self, site: Site) -> CertificateStatus:
+        known, busy = self._work.known.get(site.name), site.name in self._jobs
+        return overview(site, self._clock(), known or Known(), self._source.served.get(site.name), busy=busy)

@@ -16,6 +16,9 @@ from typing import Literal
 
 import attrs
 
+from trioproxy.config.model import AccountId
+from trioproxy.errors import AcmeFailure
+
 Rule = Literal["ARI", "lifetime", "emergency", "revoked"]
 """Why a certificate is renewed when it is: `ARI`, the CA suggests it; `emergency`, hardly anything is left."""
 
@@ -52,6 +55,49 @@ LONGEST_WISH = timedelta(days=8)
 
 
 @attrs.frozen
+class Paced:
+    """A limit of the CA's that is reached by our own count, so nobody has been asked.
+
+    Attributes:
+        since: When that was found; UTC.
+        until: When there is room again; UTC.
+        words: Which limit.
+    """
+
+    since: datetime
+    until: datetime
+    words: str
+
+
+@attrs.frozen
+class Setback:
+    """Failures in a row at one CA, for one name.
+
+    Attributes:
+        account: Where.
+        failures: How many; at least 1.
+        failed_at: When the last one failed; UTC.
+        next_attempt: When that CA may be asked again; UTC.
+        failure: Of which kind the last one was.
+    """
+
+    account: AccountId
+    failures: int
+    failed_at: datetime
+    next_attempt: datetime
+    failure: AcmeFailure
+
+    def holds(self, now: datetime) -> bool:
+        """As `Trouble.holds`."""
+        return self.failed_at <= now < self.next_attempt
+
+    @property
+    def validation_failed(self) -> bool:
+        """Whether the CA did not find what it looked for."""
+        return self.failure in ("validation", "dns", "caa")
+
+
+@attrs.frozen
 class Trouble:
     """Attempts in a row that failed, for one name. It is kept on disk: a restart must not begin the ladder anew.
 
@@ -61,6 +107,7 @@ class Trouble:
         next_attempt: When to try again; UTC.
         error: Why the last one failed, in words.
         rate_limited: The CA itself said to wait, so not even a person's request goes ahead of `next_attempt`.
+        at: What there was at each CA, the last one last.
     """
 
     failures: int
@@ -68,6 +115,7 @@ class Trouble:
     next_attempt: datetime
     error: str
     rate_limited: bool = False
+    at: tuple[Setback, ...] = ()
 
     def holds(self, now: datetime) -> bool:
         """Whether it is too early for another attempt.

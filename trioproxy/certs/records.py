@@ -20,6 +20,7 @@ from trioproxy.acme.account import Account
 from trioproxy.acme.ari import Window
 from trioproxy.acme.journal import OrderRecord, Origin
 from trioproxy.certs import files
+from trioproxy.certs.policy import Setback, Trouble
 from trioproxy.config.model import AccountId
 
 if TYPE_CHECKING:
@@ -107,6 +108,49 @@ def suggestion_json(found: Suggestion) -> dict[str, Any]:
         "ask_at": found.ask_at.isoformat(),
         "window": [found.window.start.isoformat(), found.window.end.isoformat()] if found.window else None,
         "moment": found.moment.isoformat() if found.moment else None,
+    }
+
+
+def trouble(values: Mapping[str, Any]) -> Trouble:
+    """Of what `trouble_json` made."""
+    return Trouble(
+        failures=max(1, int(values["failures"])),
+        failed_at=moment_of(values["failed_at"]),
+        next_attempt=moment_of(values["next_attempt"]),
+        error=str(values["error"]),
+        rate_limited=bool(values["rate_limited"]),
+        at=tuple(
+            Setback(
+                AccountId(str(each["directory"]), str(each["eab_key_id"])),
+                max(1, int(each["failures"])),
+                moment_of(each["failed_at"]),
+                moment_of(each["next_attempt"]),
+                each["failure"],
+            )
+            for each in values.get("at", ())
+        ),
+    )
+
+
+def trouble_json(found: Trouble) -> dict[str, Any]:
+    """As JSON can say it."""
+    return {
+        "failures": found.failures,
+        "failed_at": found.failed_at.isoformat(),
+        "next_attempt": found.next_attempt.isoformat(),
+        "error": found.error,
+        "rate_limited": found.rate_limited,
+        "at": [
+            {
+                "directory": each.account.directory,
+                "eab_key_id": each.account.eab_key_id,
+                "failures": each.failures,
+                "failed_at": each.failed_at.isoformat(),
+                "next_attempt": each.next_attempt.isoformat(),
+                "failure": each.failure,
+            }
+            for each in found.at
+        ],
     }
 
 

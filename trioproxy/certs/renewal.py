@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
 
 import attrs
 import trio
 
-from trioproxy.acme.client import AcmeClient
-from trioproxy.acme.order import Issued, Journal, Origin, Report, Wanted
+from trioproxy.acme.order import Origin, Report
 from trioproxy.certs import policy
 from trioproxy.certs.aftercare import Aftercare
 from trioproxy.certs.authorities import Authorities
@@ -26,18 +24,17 @@ from trioproxy.certs.bundle import Bundle, Leaf
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import Clock
 from trioproxy.certs.known import Known
+from trioproxy.certs.ledger import Ledger
 from trioproxy.certs.records import Provenance
+from trioproxy.certs.rounds import SEEN_BY_ALL, NobodyIssued, NotYet, Obtain, Rounds, setbacks
 from trioproxy.certs.status import Outcome, authority, day, time_of_day
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
-from trioproxy.config.model import Site
+from trioproxy.config.model import AccountId, Acme, Site
 from trioproxy.errors import AcmeError, CertificateError, ControlError, StoreError, TrioproxyError
 from trioproxy.snapshot import Cell, Snapshot
 
 log = logging.getLogger("trioproxy.certs")
-
-Obtain = Callable[[AcmeClient, Wanted, ChallengeBoard, Journal, Report], Awaitable[Issued]]
-"""`trioproxy.acme.order.obtain`, or what stands in for it."""
 
 
 class Renewals:
@@ -52,6 +49,7 @@ class Renewals:
         clock: The wall clock, UTC.
         rng: Spreads attempts after failures.
         obtain: Carries out an order.
+        ledger: What has been asked of CAs; the store's own where none is given.
         aftercare: Looks what a first order will meet, and sees to what is done after a swap.
 
     Attributes:
@@ -69,16 +67,16 @@ class Renewals:
         rng: random.Random,
         obtain: Obtain,
         aftercare: Aftercare,
+        ledger: Ledger | None = None,
     ) -> None:
         self.known: dict[str, Known] = {}
         self._cell = cell
-        self._board = board
         self._store = store
         self._source = source
         self._authorities = authorities
         self._clock = clock
         self._rng = rng
-        self._carry_out = obtain
+        self._rounds = Rounds(board, store, authorities, clock, ledger or Ledger(store, clock), obtain)
         self._aftercare = aftercare
 
     def look_at(self, site: Site) -> Known:
@@ -105,7 +103,8 @@ class Renewals:
             self._cell.update(lambda s: attrs.evolve(s, awaiting=s.awaiting | {site.name}))
         where = None if leaf is None else self._store.origin(site.name, leaf)
         suggestion = None if leaf is None else self._store.suggestion(site.name, leaf)
-        known = self.known[site.name] = Known(leaf, trouble, problem, where, suggestion)
+        paced = before.paced if before else None
+        known = self.known[site.name] = Known(leaf, trouble, problem, where, suggestion, paced)
         return known
 
     def _is_news(self, name: str, leaf: Leaf) -> bool:
@@ -145,7 +144,11 @@ class Renewals:
                     again = time_of_day(trouble.next_attempt, now)
                     return Outcome(name, "waiting", f"not before {again}: {trouble.error}")
                 try:
-                    return await self._renew(site, known, report)
+                    whom = self._rounds.plan(name, known, force=force, wished=wished)
+                    return await self._renew(site, known, whom, report, force=force)
+                except NotYet as exc:
+                    self.known[name] = attrs.evolve(known, paced=exc.paced)
+                    return Outcome(name, "waiting", f"not before {time_of_day(exc.paced.until, now)}: {exc}")
                 except TrioproxyError as exc:
                     return await self.failed(name, exc)
         except StoreError as exc:
@@ -153,13 +156,12 @@ class Renewals:
 
     # ---- inside -------------------------------------------------------------------------------------
 
-    async def _renew(self, site: Site, known: Known, report: Report) -> Outcome:
+    async def _renew(self, site: Site, known: Known, whom: list[Acme], report: Report, *, force: bool) -> Outcome:
         """Order a certificate, keep it and serve it. TrioproxyError says why not; the old one is served then."""
         name = site.name
-        self._announce(name, known)
-        report(f"asking {authority(self._cell.current.config.acme.directory)}")
+        self._announce(name, known, authority(whom[0].directory))
         first = known.leaf is None and known.trouble is None
-        order = partial(self._obtain, site, report)
+        order = partial(self._obtain, site, known, whom, report, force)
         bundle, origin = await self._aftercare.beside_first(name, report, order, first=first)
         await self._store.save(name, bundle)
         self._publish(site, bundle)
@@ -176,18 +178,31 @@ class Renewals:
             await self._all_is_well(name)
         return Outcome(name, "renewed", dates)
 
-    async def _obtain(self, site: Site, report: Report) -> tuple[Bundle, Origin]:
-        client = self._authorities.client(self._cell.current.config.acme)
+    async def _obtain(
+        self, site: Site, known: Known, whom: list[Acme], report: Report, force: bool
+    ) -> tuple[Bundle, Origin]:
         journal, present = self._store.journal(site.name), self._store.load(site.name)
         if present is not None and (record := journal.read()) and record.key_pem.strip() == present.key_pem.strip():
             await journal.clear()  # that order brought the present certificate; a crash kept it from being crossed out
-        old = None if present is None else self._store.origin(site.name, present.leaf)
-        wanted = Wanted(site.name, site.key_type, client.settings.challenges, old.origin if old else None)
-        issued = await self._carry_out(client, wanted, self._board, journal, report)
+        issued = await self._rounds.order(site, known, whom, report, force=force)
         bundle = Bundle.of(issued.key_pem, issued.chain_pem)
         if bundle.leaf.not_after <= self._clock():
             raise CertificateError("the CA issued a certificate that has expired: is this machine's clock right?")
         return bundle, issued.origin
+
+    async def rehearse(self, name: str, report: Report) -> Outcome:
+        """Go the whole way for `name` at the first CA's staging, and keep nothing of it."""
+        site, acme = self._cell.current.config.sites.get(name), self._authorities.configured[0]
+        if site is None or site.tls != "acme":
+            return Outcome(name, "kept", "its certificate is of the internal CA: there is nothing to rehearse")
+        if acme.rehearsal is None:
+            return Outcome(name, "failed", f"{authority(acme.directory)} has no staging here: set acme.staging")
+        try:
+            issued = await self._rounds.rehearse(site, acme.rehearsal, report)
+            leaf = Bundle.of(issued.key_pem, issued.chain_pem).leaf
+        except TrioproxyError as exc:
+            return Outcome(name, "failed", f"the rehearsal failed: {exc}")
+        return Outcome(name, "rehearsed", f"{leaf.issuer} would have issued; nothing was kept")
 
     async def _note_origin(self, name: str, where: Provenance) -> None:
         """The certificate is in its place, so what is told of it beside that must not be called a failure."""
@@ -272,14 +287,33 @@ class Renewals:
         now = self._clock()
         failures = 1 + (known.trouble.failures if known.trouble else 0)
         remaining = known.leaf.not_after - now if known.leaf else timedelta()
-        asked, limited = (exc.retry_after, exc.rate_limited) if isinstance(exc, AcmeError) else (None, False)
-        again = policy.retry_at(failures, now, remaining, self._rng.random(), asked)
-        return policy.Trouble(failures, now, again, str(exc), limited)
+        retry_at = partial(policy.retry_at, now=now, remaining=remaining, pick=self._rng.random())
+        before = known.trouble.at if known.trouble else ()
+        if not isinstance(exc, NobodyIssued):
+            return policy.Trouble(failures, now, retry_at(failures), str(exc), at=before)
+
+        def one_more(old: policy.Setback | None, acme: Acme, failure: AcmeError) -> policy.Setback:
+            count = 1 + (old.failures if old else 0)
+            again = retry_at(count, ca_retry_after=failure.retry_after)
+            return policy.Setback(acme.account, count, now, again, failure.failure)
+
+        at = setbacks(before, exc, one_more)
+        blocked = {each.account: each for each in at}
+        moments = [
+            blocked[acme.account].next_attempt if acme.account in blocked else now
+            for acme in self._authorities.configured
+        ]
+        again = max(min(moments), retry_at(failures)) if exc.failure in SEEN_BY_ALL else max(min(moments), now)
+        limited = all(account in blocked and blocked[account].failure == "limit" for account in self._accounts())
+        return policy.Trouble(failures, now, again, str(exc), limited, at)
+
+    def _accounts(self) -> list[AccountId]:
+        return [acme.account for acme in self._authorities.configured]
 
     # ---- words --------------------------------------------------------------------------------------
 
-    def _announce(self, name: str, known: Known) -> None:
-        ca, snapshot = authority(self._cell.current.config.acme.directory), self._cell.current
+    def _announce(self, name: str, known: Known, ca: str) -> None:
+        snapshot = self._cell.current
         if known.leaf is not None:
             until, now = known.leaf.not_after, self._clock()
             is_so = "valid to" if until > now else "expired on"

@@ -8,7 +8,8 @@ from typing import Literal
 import attrs
 
 from trioproxy.certs.bundle import Leaf
-from trioproxy.certs.policy import SHORT_LIFETIME, Rule, Trouble, emergency_at
+from trioproxy.certs.policy import SHORT_LIFETIME, Paced, Rule, Trouble, emergency_at
+from trioproxy.certs.records import Provenance
 from trioproxy.config.model import LETSENCRYPT, ZEROSSL
 
 State = Literal["good", "waiting", "due", "renewing", "failing", "expiring", "expired", "unreadable", "amiss"]
@@ -23,7 +24,7 @@ NEEDS_A_PERSON = frozenset({"failing", "expiring", "expired", "unreadable", "ami
 
 EXPIRING = timedelta(days=14)
 
-Result = Literal["renewed", "kept", "waiting", "failed"]
+Result = Literal["renewed", "rehearsed", "kept", "waiting", "failed"]
 
 
 @attrs.frozen
@@ -57,7 +58,8 @@ class CertificateStatus:
         rule: What decides that moment: "ARI" (the CA suggests it), "lifetime", "emergency", "revoked", or "".
         why: The reason for that moment, in words.
         error: What went wrong last, "" if nothing did.
-        next_attempt: When a failed renewal is tried again.
+        waits_for: The limit of the CA's that is reached, "" for none.
+        next_attempt: When a failed renewal is tried again, or there is room within that limit.
         needs_a_person: Whether somebody should look at it.
         pem: The folder with its PEM files for other programs, "" while there are none.
     """
@@ -73,6 +75,7 @@ class CertificateStatus:
     rule: Rule | Literal[""] = ""
     why: str = ""
     error: str = ""
+    waits_for: str = ""
     next_attempt: str | None = None
     needs_a_person: bool = False
     pem: str = ""
@@ -88,7 +91,8 @@ def status_of(
     trouble: Trouble | None = None,
     problem: str = "",
     busy: bool = False,
-    revoked: str = "",
+    where: Provenance | None = None,
+    paced: Paced | None = None,
 ) -> CertificateStatus:
     """Put the status of one certificate together.
 
@@ -101,11 +105,13 @@ def status_of(
         trouble: Attempts that failed.
         problem: Why the certificate cannot be read.
         busy: Whether it is being renewed at this moment.
-        revoked: Why it has been revoked, "" if it has not.
+        where: Where the certificate came from.
+        paced: Which limit of the CA's it waits for.
     """
     renews = max(renewal[0], leaf.not_before) if renewal and leaf else None
     rule = _rule(renewal, leaf, now)
     state = _state(source, now, leaf, renews, trouble, problem, busy=busy)
+    moments = [each for each in (trouble and trouble.next_attempt, paced and paced.until) if each]
     return CertificateStatus(
         name=name,
         source=source,
@@ -116,9 +122,10 @@ def status_of(
         days_left=round((leaf.not_after - now) / timedelta(days=1), 2) if leaf else None,
         renews=renews.isoformat() if renews else None,
         rule=rule,
-        why=f"it has been revoked ({revoked})" if revoked else _why(source, leaf, rule),
+        why=f"it has been revoked ({where.revoked})" if where and where.revoked else _why(source, leaf, rule),
         error=problem or (trouble.error if trouble else ""),
-        next_attempt=trouble.next_attempt.isoformat() if trouble else None,
+        waits_for=paced.words if paced else "",
+        next_attempt=max(moments).isoformat() if moments else None,
         needs_a_person=state in NEEDS_A_PERSON,
     )
 

@@ -8,6 +8,8 @@
     orders/NAME.json                        an order under way, so that a crash resumes it instead of ordering again
     trouble/NAME.json                       failures in a row and the time of the next attempt (certs/policy.py)
     accounts/HOST-HASH.json                 the account at one ACME directory, as one customer of its (EAB)
+    counts/NAME.json                        what CAs with known limits have counted of a name (certs/ledger.py)
+    accounts/HASH.orders.json               and of an account
     locks/NAME.lock                         who works on a name (flock)
     internal/ca.pem                         key and certificate of the internal CA
     internal/ca.crt                         its certificate alone, to be imported into browsers
@@ -36,7 +38,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import attrs
 import trio
 
 from trioproxy.certs import files
@@ -48,10 +49,11 @@ from trioproxy.certs.records import (
     Provenance,
     Suggestion,
     as_json,
-    moment_of,
     provenance,
     suggestion,
     suggestion_json,
+    trouble,
+    trouble_json,
 )
 from trioproxy.errors import CertificateError
 from trioproxy.names import MAX_NAME
@@ -181,22 +183,11 @@ class Store:
 
     def trouble(self, name: str) -> Trouble | None:
         """What went wrong last for `name`, None if its last attempt worked. Raises StoreError."""
-        return self.read_json(
-            self._trouble(name),
-            lambda values: Trouble(
-                failures=max(1, int(values["failures"])),
-                failed_at=moment_of(values["failed_at"]),
-                next_attempt=moment_of(values["next_attempt"]),
-                error=str(values["error"]),
-                rate_limited=bool(values["rate_limited"]),
-            ),
-        )
+        return self.read_json(self._trouble(name), trouble)
 
-    async def note_trouble(self, name: str, trouble: Trouble) -> None:
+    async def note_trouble(self, name: str, found: Trouble) -> None:
         """Write down what went wrong for `name`. Raises StoreError."""
-        values = attrs.asdict(trouble)
-        values.update(failed_at=trouble.failed_at.isoformat(), next_attempt=trouble.next_attempt.isoformat())
-        await trio.to_thread.run_sync(self.write_json, self._trouble(name), values)
+        await trio.to_thread.run_sync(self.write_json, self._trouble(name), trouble_json(found))
 
     def forget_trouble(self, name: str) -> None:
         """All is well with `name` again. Raises StoreError."""
@@ -303,7 +294,10 @@ class Store:
     def built(self, path: Path, data: bytes, build: Callable[[Mapping[str, Any]], T]) -> T | None:
         """What `build` makes of JSON that was read from `path`; None, and an error in the log, if it makes no sense."""
         try:
-            return build(json.loads(data))
+            values = json.loads(data)
+            if not isinstance(values, dict):
+                raise TypeError("not an object")
+            return build(values)
         except (KeyError, TypeError, ValueError):
             log.error("%s is damaged and is not used", path)
             return None

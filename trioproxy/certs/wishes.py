@@ -25,6 +25,10 @@ def handlers(manager: Manager) -> dict[str, Handler]:
         outcomes = await manager.renew([str(name) for name in arguments["names"]], bool(arguments["force"]), report)
         return {"outcomes": [attrs.asdict(outcome) for outcome in outcomes]}
 
+    async def rehearse(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+        outcomes = await manager.rehearse([str(name) for name in arguments["names"]], report)
+        return {"outcomes": [attrs.asdict(outcome) for outcome in outcomes]}
+
     async def revoke(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
         outcome = await manager.revoke(str(arguments["name"]), str(arguments["reason"]), report)
         return {"outcomes": [attrs.asdict(outcome)]}
@@ -32,4 +36,10 @@ def handlers(manager: Manager) -> dict[str, Handler]:
     async def roll_over(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
         return {"done": await manager.roll_over(str(arguments["directory"]), report)}
 
-    return {"certs.list": list_all, "certs.renew": renew, "certs.revoke": revoke, "certs.rollover": roll_over}
+    return {
+        "certs.list": list_all,
+        "certs.renew": renew,
+        "certs.rehearse": rehearse,
+        "certs.revoke": revoke,
+        "certs.rollover": roll_over,
+    }

@@ -53,8 +53,8 @@ def list_command(context: click.Context, as_json: bool) -> None:
     elif certificates:
         _print_table(certificates)
         for certificate in certificates:
-            if certificate["error"]:
-                click.echo(f"\n{certificate['name']}: {certificate['error']}{_again(certificate)}")
+            if said := certificate["error"] or certificate["waits_for"]:
+                click.echo(f"\n{certificate['name']}: {said}{_again(certificate)}")
     else:
         click.echo("No site is configured, so there is no certificate to look after.")
     context.exit(1 if any(certificate["needs_a_person"] for certificate in certificates) else 0)
@@ -63,8 +63,9 @@ def list_command(context: click.Context, as_json: bool) -> None:
 @command.command("renew")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--force", is_flag=True, help="Renew what is not due, too: all that is named, or all.")
+@click.option("--dry-run", is_flag=True, help="Rehearse at acme.staging, for all that is named, or all; keep nothing.")
 @click.pass_context
-def renew_command(context: click.Context, names: tuple[str, ...], force: bool) -> None:
+def renew_command(context: click.Context, names: tuple[str, ...], force: bool, dry_run: bool) -> None:
     """Renew what is due, of the NAMEs or of all sites.
 
     A running server does it; where none runs, this command answers port 80 meanwhile. Exits with 1 if any name did not
@@ -73,8 +74,15 @@ def renew_command(context: click.Context, names: tuple[str, ...], force: bool) -
     config = load_config(context)
     # What happens to each name is printed as it goes on; the log would only say it once more.
     configure("debug" if config.log_level == "debug" else "critical")
-    outcomes: list[dict[str, Any]] = _run(_renew, config, names, force)["outcomes"]
-    if not outcomes:
+    if dry_run and not config.acme.staging:
+        raise click.ClickException(
+            "there is no staging to rehearse at: set acme.staging to the URL of a CA's for tests"
+        )
+    work = (_rehearse, config, names) if dry_run else (_renew, config, names, force)
+    outcomes: list[dict[str, Any]] = _run(*work)["outcomes"]
+    if not outcomes and dry_run:
+        click.echo("No site gets its certificate by ACME, so there is nothing to rehearse.")
+    elif not outcomes:
         click.echo(
             "No site gets its certificate by ACME. To renew one of the internal CA, name its site."
             if force
@@ -147,6 +155,15 @@ async def _renew(config: Config, names: tuple[str, ...], force: bool) -> dict[st
     except NoServer:
         _progress("no server is running, so this command does it itself")
         outcomes = await standalone.renew(config, names, force, _progress)
+        return {"outcomes": [attrs.asdict(outcome) for outcome in outcomes]}
+
+
+async def _rehearse(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        return await ask(config.control_socket, "certs.rehearse", {"names": list(names)}, _progress)
+    except NoServer:
+        _progress("no server is running, so this command does it itself")
+        outcomes = await standalone.rehearse(config, names, _progress)
         return {"outcomes": [attrs.asdict(outcome) for outcome in outcomes]}
 
 
