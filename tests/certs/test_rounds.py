@@ -12,6 +12,7 @@ import trio.testing
 
 from tests.certs.making import acme_site, due_bundle, internal_site
 from tests.certs.world import World, run_for, world
+from trioproxy.acme.order import OrderFailed
 from trioproxy.certs.wishes import handlers
 from trioproxy.config.model import LETSENCRYPT, Acme
 from trioproxy.errors import AcmeError, AcmeFailure
@@ -99,6 +100,7 @@ async def test_what_each_ca_said_is_told(tmp_path: Path, autojump_clock: Jumping
     w.authority.broken = {FIRST: failing("account"), SECOND: failing("unreachable")}
     await run_for(10, w)
     (status,) = w.manager.listing()
+    assert status.challenge == ""
     assert status.error == "first.test: it is account; second.test: it is unreachable"
     assert status.needs_a_person
 
@@ -120,6 +122,18 @@ async def test_only_the_ca_that_issued_is_told_what_is_replaced(tmp_path: Path, 
     first_time, second_time = w.authority.replaced[:2], w.authority.replaced[2:]
     assert first_time == [None, None]
     assert [origin and origin.account.directory for origin in second_time] == [None, SECOND]
+
+
+@pytest.mark.parametrize(("kind", "orders"), [("validation", 2), ("dns", 1), ("caa", 1)])
+async def test_an_answer_that_is_not_found_is_shown_in_another_way_at_once(
+    kind: AcmeFailure, orders: int, tmp_path: Path, autojump_clock: Jumping
+) -> None:
+    w = quick(tmp_path, Acme(directory=FIRST, challenges=("http-01", "tls-alpn-01")))
+    w.authority.errors[NAME] = [OrderFailed(NAME, AcmeError("not found", kind), "http-01")]
+    await run_for(10, w)
+    assert asked(w) == [(0, "first")] * orders
+    (status,) = w.manager.listing()
+    assert (status.state, status.challenge) == (("good", "tls-alpn-01") if orders == 2 else ("failing", ""))
 
 
 # ---- rehearsals ---------------------------------------------------------------------------------------

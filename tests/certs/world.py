@@ -112,7 +112,7 @@ class Authority:
             await journal.place("https://ca/order/1")
             self.issued.setdefault(name, []).append(made)
             origin = Origin(client.settings.account, "https://ca/account/1", f"id-{made.leaf.serial:x}")
-            return Issued(made.key_pem, made.chain_pem, origin)
+            return Issued(made.key_pem, made.chain_pem, origin, wanted.challenges[0])
         finally:
             self._now -= 1
 

@@ -90,7 +90,7 @@ async def test_without_a_server_the_store_is_read(folder: Path) -> None:
     done = await in_thread("list")
     assert done.exit_code == 0
     title, *rows = done.stdout.splitlines()
-    assert title.split() == ["NAME", "STATE", "ISSUER", "DAYS", "LEFT", "RENEWS", "WHY", "THEN"]
+    assert title.split() == ["NAME", "STATE", "ISSUER", "PROVED", "BY", "DAYS", "LEFT", "RENEWS", "WHY", "THEN"]
     assert [row.split()[:2] for row in rows] == [[NAME, "good"], ["home.example.com", "good"]]
     assert "Test Authority, T1" in rows[0]
     assert " 89 " in rows[0]
@@ -130,6 +130,29 @@ async def test_json_and_nothing_else(folder: Path) -> None:
     assert (first["name"], first["state"], first["needs_a_person"]) == (NAME, "expired", True)
     assert first["days_left"] == pytest.approx(-1, abs=0.1)
     assert (second["name"], second["state"], second["not_after"]) == ("home.example.com", "waiting", None)
+
+
+def test_a_dry_run_needs_a_staging(folder: Path) -> None:
+    config = folder / "config.toml"
+    config.write_text(f'[acme]\ndirectory = "https://ca.test/dir"\n{config.read_text()}')
+    done = certs("renew", "--dry-run")
+    assert done.exit_code == 1
+    assert "there is no staging to rehearse at" in done.stderr
+
+
+async def test_a_dry_run_is_the_running_servers(folder: Path) -> None:
+    asked = []
+
+    async def rehearse(arguments: dict[str, object], report: Report) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        asked.append(arguments)
+        report("rehearsing")
+        return {"outcomes": [{"name": NAME, "result": "rehearsed", "detail": "nothing was kept"}]}
+
+    async with server(folder, rehearse=rehearse):
+        done = await in_thread("renew", "--dry-run", NAME)
+    assert (done.exit_code, asked) == (0, [{"names": [NAME]}])
+    assert "rehearsing" in done.stderr
 
 
 def test_without_sites_there_is_nothing_to_look_after(folder: Path) -> None:

@@ -81,11 +81,15 @@ class Wanted:
 
 @attrs.frozen
 class Issued:
-    """A key and its certificate chain, PEM: the leaf first, without the root; and where they came from."""
+    """A key and its certificate chain, PEM: the leaf first, without the root; where they came from, and by which proof.
+
+    The challenge is None where the CA wanted none, for it remembered an earlier one.
+    """
 
     key_pem: bytes = attrs.field(repr=False)
     chain_pem: bytes
     origin: Origin
+    challenge: ChallengeType | None = None
 
 
 class OrderFailed(AcmeError):
@@ -251,7 +255,7 @@ class _Issuance:
         except AcmeError as exc:
             failure = exc
         else:
-            return Issued(record.key_pem, chain_pem, self._origin(chain_pem))
+            return Issued(record.key_pem, chain_pem, self._origin(chain_pem), self.challenge)
         # What a refusal or a senseless answer met once, it would meet each time. And what is still not done after twice
         # the whole time is stuck, unless the CA itself speaks of longer times.
         lasts = (failure.retry_after or 0.0) >= ORDER_DEADLINE or not resumed

@@ -38,18 +38,20 @@ class Provenance:
         serial: Its serial number: what is told here is of no other.
         origin: Who ordered it where.
         revoked: The reason for which it has been revoked, "" if it has not.
+        challenge: How the name was proved, "" where that is not known or was not wanted.
     """
 
     serial: int
     origin: Origin
     revoked: str = ""
+    challenge: str = ""
 
 
 def provenance(values: Mapping[str, Any]) -> Provenance:
     """Of what `as_json` made."""
     account = AccountId(str(values["directory"]), str(values["eab_key_id"]))
     origin = Origin(account, str(values["account"]), str(values["certificate_id"]), str(values["profile"]))
-    return Provenance(int(values["serial"], 16), origin, str(values["revoked"]))
+    return Provenance(int(values["serial"], 16), origin, str(values["revoked"]), str(values.get("challenge", "")))
 
 
 def as_json(where: Provenance) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def as_json(where: Provenance) -> dict[str, Any]:
         "certificate_id": where.origin.certificate_id,
         "profile": where.origin.profile,
         "revoked": where.revoked,
+        "challenge": where.challenge,
     }
 
 

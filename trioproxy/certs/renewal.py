@@ -16,7 +16,7 @@ from functools import partial
 import attrs
 import trio
 
-from trioproxy.acme.order import Origin, Report
+from trioproxy.acme.order import Issued, Origin, Report
 from trioproxy.certs import policy
 from trioproxy.certs.aftercare import Aftercare
 from trioproxy.certs.authorities import Authorities
@@ -162,10 +162,14 @@ class Renewals:
         self._announce(name, known, authority(whom[0].directory))
         first = known.leaf is None and known.trouble is None
         order = partial(self._obtain, site, known, whom, report, force)
-        bundle, origin = await self._aftercare.beside_first(name, report, order, first=first)
+        bundle, issued = await self._aftercare.beside_first(name, report, order, first=first)
         await self._store.save(name, bundle)
         self._publish(site, bundle)
-        now, leaf, where = self._clock(), bundle.leaf, Provenance(bundle.leaf.serial, origin)
+        now, leaf, where = (
+            self._clock(),
+            bundle.leaf,
+            Provenance(bundle.leaf.serial, issued.origin, challenge=issued.challenge or ""),
+        )
         await self._note_origin(name, where)
         self.known[name] = Known(leaf, known.trouble, where=where)
         dates = self._dates(leaf, self.known[name].renews)
@@ -180,7 +184,7 @@ class Renewals:
 
     async def _obtain(
         self, site: Site, known: Known, whom: list[Acme], report: Report, force: bool
-    ) -> tuple[Bundle, Origin]:
+    ) -> tuple[Bundle, Issued]:
         journal, present = self._store.journal(site.name), self._store.load(site.name)
         if present is not None and (record := journal.read()) and record.key_pem.strip() == present.key_pem.strip():
             await journal.clear()  # that order brought the present certificate; a crash kept it from being crossed out
@@ -188,7 +192,7 @@ class Renewals:
         bundle = Bundle.of(issued.key_pem, issued.chain_pem)
         if bundle.leaf.not_after <= self._clock():
             raise CertificateError("the CA issued a certificate that has expired: is this machine's clock right?")
-        return bundle, issued.origin
+        return bundle, issued
 
     async def rehearse(self, name: str, report: Report) -> Outcome:
         """Go the whole way for `name` at the first CA's staging, and keep nothing of it."""

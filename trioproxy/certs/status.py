@@ -52,6 +52,7 @@ class CertificateStatus:
         state: How it is, one of `State`.
         names: The names in the certificate; empty when there is none yet.
         issuer: Who signed it, "" when there is none yet.
+        challenge: How the name was proved to its CA, "" where that is not known.
         not_after: When it expires.
         days_left: Until then; negative afterwards.
         renews: When it is to be renewed; None where nobody but the user does that.
@@ -69,6 +70,7 @@ class CertificateStatus:
     state: State
     names: tuple[str, ...] = ()
     issuer: str = ""
+    challenge: str = ""
     not_after: str | None = None
     days_left: float | None = None
     renews: str | None = None
@@ -118,6 +120,7 @@ def status_of(
         state=state,
         names=leaf.names if leaf else (),
         issuer=leaf.issuer if leaf else "",
+        challenge=where.challenge if where else "",
         not_after=leaf.not_after.isoformat() if leaf else None,
         days_left=round((leaf.not_after - now) / timedelta(days=1), 2) if leaf else None,
         renews=renews.isoformat() if renews else None,

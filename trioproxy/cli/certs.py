@@ -199,7 +199,7 @@ def _tell(context: click.Context, outcomes: list[dict[str, Any]]) -> None:
 
 def _print_table(certificates: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("NAME", "STATE", "ISSUER", "DAYS LEFT", "RENEWS", "WHY THEN"):
+    for title in ("NAME", "STATE", "ISSUER", "PROVED BY", "DAYS LEFT", "RENEWS", "WHY THEN"):
         table.add_column(title, overflow="fold", justify="right" if title == "DAYS LEFT" else "left")
     for certificate in certificates:
         table.add_row(*map(Text, _row(certificate)))
@@ -216,6 +216,7 @@ def _row(certificate: dict[str, Any]) -> tuple[str, ...]:
         name if not names or list(names) == [name] else f"{name}\n(is for {', '.join(names)})",
         certificate["state"],
         certificate["issuer"],
+        certificate["challenge"],
         "" if days is None else f"{days:.0f}" if abs(days) >= 2 else f"{days:.1f}",
         "" if renews is None else day(datetime.fromisoformat(renews), datetime.now(UTC)),
         certificate["why"],
