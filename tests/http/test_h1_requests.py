@@ -285,3 +285,51 @@ def test_heads_in_single_bytes_are_searched_once() -> None:
     data = padded(30_000)
     assert read(reader, single_bytes(data))[1:] == [End()]
     assert counting.looked_at < 5 * len(data)
+
+
+# ---- fields that a connection sends again, word for word ------------------------------------------------
+
+SAME = b"Host: a\r\nCookie: b=c\r\n\r\n"
+
+
+def after_a_get(second: bytes) -> RequestHead | RequestError:
+    """What becomes of a request behind a GET with the same fields."""
+    said = requests(b"GET /first HTTP/1.1\r\n" + SAME + second)
+    assert said[0] == RequestHead(b"GET", b"/first", b"a", [(b"cookie", b"b=c")])
+    assert isinstance(said[2], RequestHead | RequestError)
+    return said[2]
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"DELETE"])
+def test_the_same_fields_mean_the_same_with_another_line(method: bytes) -> None:
+    assert after_a_get(method + b" /second HTTP/1.1\r\n" + SAME) == RequestHead(
+        method, b"/second", b"a", [(b"cookie", b"b=c")]
+    )
+
+
+def test_fields_that_differ_are_read_anew() -> None:
+    found = after_a_get(b"GET / HTTP/1.1\r\nHost: b\r\nCookie: b=c\r\n\r\n")
+    assert isinstance(found, RequestHead)
+    assert found.authority == b"b"
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"CONNECT / HTTP/1.1\r\n", 405),
+        (b"TRACE / HTTP/1.1\r\n", 405),
+        (b"GET http://b/ HTTP/1.1\r\n", 400),
+        (b"GET * HTTP/1.1\r\n", 400),
+        (b"GET / HTTP/1.2\r\n", 400),
+    ],
+)
+def test_the_same_fields_excuse_no_other_line(line: bytes, status: int) -> None:
+    found = after_a_get(line + SAME)
+    assert isinstance(found, RequestError)
+    assert found.status == status
+
+
+def test_the_same_fields_over_http_1_0_keep_nothing_alive() -> None:
+    found = after_a_get(b"GET / HTTP/1.0\r\n" + SAME)
+    assert isinstance(found, RequestHead)
+    assert (found.http_version, found.keep_alive) == ((1, 0), False)

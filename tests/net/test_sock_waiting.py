@@ -73,6 +73,16 @@ async def test_who_is_always_ready_lets_others_have_their_turn(
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("connect", [as_tls_server, as_tls_client])
+async def test_what_tls_has_decrypted_is_not_waited_for(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trioproxy.net.sock.TLS_READ", 1)
+    async with connect() as (stream, peer):
+        await peer.send_all(b"ab")  # one record: the socket is empty when half of it was read
+        assert await stream.receive_next() == b"a"
+        with trio.fail_after(5):
+            assert await stream.receive_next() == b"b"
+
+
 # ---- time ---------------------------------------------------------------------------------------------
 
 

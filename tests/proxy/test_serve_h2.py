@@ -6,8 +6,10 @@ import h11
 import pytest
 import trio
 
+from tests.net.sockets import until
 from tests.proxy.h2_caller import calling, served
 from tests.proxy.stage import HELLO, Caller, Recording, answering, backend, make_config, read_until, site, stage
+from trioproxy.proxy.serve_h2 import RESTING
 
 NAME = "cloud.test"
 
@@ -23,6 +25,20 @@ async def test_many_requests_share_a_connection() -> None:
         assert "connection" not in answer.headers
         assert "date" in answer.headers
         assert seen.received.count(b"GET /") == 50
+
+
+async def test_tasks_that_have_served_a_request_serve_the_next_and_leave_an_idle_connection() -> None:
+    async with (
+        backend(answering(HELLO)) as (port, _),
+        stage(make_config(site(NAME, port))) as proxy,
+        calling(proxy, NAME) as caller,
+    ):
+        for _ in range(5):
+            for stream in [await caller.begin("GET", "/", NAME) for _ in range(RESTING + 4)]:
+                assert (await caller.answer(stream)).status == 200
+        (connection,) = proxy.connections.child_tasks
+        await until(lambda: sum(len(nursery.child_tasks) for nursery in connection.child_nurseries) == 1)  # the writer
+        assert (await caller.ask("GET", "/", NAME)).status == 200
 
 
 async def test_the_backend_learns_what_it_does_of_http1_clients() -> None:
