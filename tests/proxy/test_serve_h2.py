@@ -37,7 +37,8 @@ async def test_tasks_that_have_served_a_request_serve_the_next_and_leave_an_idle
             for stream in [await caller.begin("GET", "/", NAME) for _ in range(RESTING + 4)]:
                 assert (await caller.answer(stream)).status == 200
         (connection,) = proxy.connections.child_tasks
-        await until(lambda: sum(len(nursery.child_tasks) for nursery in connection.child_nurseries) == 1)  # the writer
+        with trio.fail_after(10):  # until there is only the writer
+            await until(lambda: sum(len(nursery.child_tasks) for nursery in connection.child_nurseries) == 1)
         assert (await caller.ask("GET", "/", NAME)).status == 200
 
 
