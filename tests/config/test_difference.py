@@ -131,12 +131,15 @@ def test_writing_the_defaults_down_changes_nothing() -> None:
 
 
 def test_settings() -> None:
-    found = changed(("[acme]", '[log]\nlevel = "debug"\n[limits]\nconnections = 5\n[listen]\nno_sni = "*"\n[acme]'),
+    found = changed(("[acme]", '[log]\nlevel = "debug"\naccess = ""\n[limits]\nconnections = 5\n'
+                     '[admin]\nmetrics = "127.0.0.1:9145"\n[listen]\nno_sni = "*"\n[acme]'),
                     more='[passthrough."*"]\nto = "10.9.9.9"\n')  # fmt: skip
     assert found.settings == (
         "listen.no_sni: nothing becomes *",
         "limits.connections: 10000 becomes 5",
         "log.level: info becomes debug",
+        "log.access: - becomes nothing",
+        "admin.metrics: nothing becomes 127.0.0.1:9145",
     )
 
 
@@ -157,15 +160,14 @@ def test_certificates() -> None:
 
 
 def test_what_needs_a_restart() -> None:
-    found = changed(("[acme]", '[storage]\npath = "/srv/tp"\n[process]\nuser = "nobody"\n[acme]'))
+    found = changed(("[acme]", '[storage]\npath = "/srv/tp"\n[process]\nuser = "nobody"\nworkers = 2\n[acme]'))
     assert found.restart == (
         "storage.path: /home/me/.local/share/trioproxy becomes /srv/tp",
         "control.socket: /home/me/.local/share/trioproxy/control.sock becomes /srv/tp/control.sock",
         "process.user: nothing becomes nobody",
+        "process.workers: 1 becomes 2",
     )
-    assert (
-        found.lines()[-1] == "! process.user: nothing becomes nobody: needs a restart, and stays as it was until then"
-    )
+    assert found.lines()[-1] == "! process.workers: 1 becomes 2: needs a restart, and stays as it was until then"
 
 
 def test_the_first_transparent_name_needs_a_restart_where_root_was_given_up() -> None:
@@ -179,8 +181,8 @@ def test_the_first_transparent_name_needs_a_restart_where_root_was_given_up() ->
 
 def test_every_setting_is_compared() -> None:
     """Whatever is added to the model later must show here, or a reload would do it in silence."""
-    told = {"listen", "acme", "passthrough", "sites", "timeouts", "limits", "storage", "control_socket", "log_level",
-            "process"}  # fmt: skip
+    told = {"listen", "acme", "passthrough", "sites", "timeouts", "limits", "storage", "control_socket", "log",
+            "process", "metrics"}  # fmt: skip
     assert {field.name for field in attrs.fields(Config)} - {"path"} == told
 
 

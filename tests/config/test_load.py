@@ -22,7 +22,9 @@ from trioproxy.config.model import (
     HostPort,
     Limits,
     Listen,
+    Log,
     Passthrough,
+    Process,
     Route,
     Site,
     Target,
@@ -104,7 +106,9 @@ def test_the_scene_in_seven_lines_and_every_default() -> None:
         limits=Limits(header_size=32768, header_fields=100, connections=10_000, connections_per_ip=1000),
         storage=Path("/var/lib/trioproxy"),
         control_socket=Path("/var/lib/trioproxy/control.sock"),
-        log_level="info",
+        log=Log("info", "console", "-", "console"),
+        process=Process(user="", workers=1),
+        metrics=None,
     )
 
 
@@ -171,6 +175,7 @@ header_size = "64KiB"
 header_fields = 200
 connections = 20000
 connections_per_ip = 50
+memory = "512MiB"
 
 [storage]
 path = "store"
@@ -178,8 +183,18 @@ path = "store"
 [control]
 socket = "/run/trioproxy.sock"
 
+[process]
+user = "www-data"
+workers = 4
+
+[admin]
+metrics = "[::1]:9145"
+
 [log]
 level = "debug"
+format = "json"
+access = "access.log"
+access_format = "combined"
 """.replace("FINGERPRINT", DIGITS)
 
 
@@ -250,10 +265,16 @@ def test_every_key() -> None:
         ),
     }
     assert config.timeouts == general
-    assert config.limits == Limits(65536, 200, 20_000, 50)
+    assert config.limits == Limits(65536, 200, 20_000, 50, 512 * 1024**2)
     assert config.storage == FOLDER / "store"
     assert config.control_socket == Path("/run/trioproxy.sock")
-    assert config.log_level == "debug"
+    assert config.process == Process("www-data", 4)
+    assert config.metrics == HostPort("::1", 9145)
+    assert config.log == Log("debug", "json", FOLDER / "access.log", "combined")
+
+
+def test_no_access_log() -> None:
+    assert configuration(f'[log]\naccess = ""\n{SCENE}').log.access == ""
 
 
 def test_port_80_goes_to_the_first_of_several_addresses_by_default() -> None:

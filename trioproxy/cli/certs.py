@@ -73,7 +73,7 @@ def renew_command(context: click.Context, names: tuple[str, ...], force: bool, d
     """
     config = load_config(context)
     # What happens to each name is printed as it goes on; the log would only say it once more.
-    configure("debug" if config.log_level == "debug" else "critical")
+    configure("debug" if config.log.level == "debug" else "critical")
     if dry_run and not config.acme.staging:
         raise click.ClickException(
             "there is no staging to rehearse at: set acme.staging to the URL of a CA's for tests"
@@ -107,7 +107,7 @@ def revoke_command(context: click.Context, name: str, reason: str) -> None:
     It is served until another one is there. Exits with 1 if there is none yet.
     """
     config = load_config(context)
-    configure("debug" if config.log_level == "debug" else "critical")
+    configure("debug" if config.log.level == "debug" else "critical")
     _tell(context, _run(_revoke, config, name, reason)["outcomes"])
 
 
@@ -120,7 +120,7 @@ def rollover_command(context: click.Context, directory: str) -> None:
     Certificates are not touched. Orders under way are waited for.
     """
     config = load_config(context)
-    configure("debug" if config.log_level == "debug" else "critical")
+    configure("debug" if config.log.level == "debug" else "critical")
     click.echo(_run(_roll_over, config, CAS.get(directory, directory))["done"])
 
 

@@ -20,13 +20,14 @@ from trioproxy.config.model import (
     HostPort,
     Limits,
     Listen,
+    Log,
     Passthrough,
     Route,
     Site,
     Timeouts,
 )
 
-T = TypeVar("T", Listen, Acme, Limits)
+T = TypeVar("T", Listen, Acme, Limits, Log)
 
 Entry = Passthrough | Site
 
@@ -211,8 +212,9 @@ def _settings(old: Config, new: Config) -> Iterator[str]:
     yield from _fields("acme", old.acme, new.acme)
     yield from _timeouts(old.timeouts, new.timeouts, None, "timeouts.")
     yield from _fields("limits", old.limits, new.limits)
-    if old.log_level != new.log_level:
-        yield _step("log.level", old.log_level, new.log_level)
+    yield from _fields("log", old.log, new.log)
+    if old.metrics != new.metrics:
+        yield _step("admin.metrics", old.metrics, new.metrics)
 
 
 def _fields(section: str, old: T, new: T, told_elsewhere: Collection[str] = ()) -> Iterator[str]:
@@ -252,6 +254,7 @@ def _restart(old: Config, new: Config) -> Iterator[str]:
         ("storage.path", old.storage, new.storage),
         ("control.socket", old.control_socket, new.control_socket),
         ("process.user", old.process.user, new.process.user),
+        ("process.workers", old.process.workers, new.process.workers),
     ):
         if before != after:
             yield _step(key, before, after)
@@ -275,6 +278,8 @@ def _shown(value: object) -> str | None:
         return "true" if value else "false"
     if isinstance(value, float):
         return "off" if value == float("inf") else f"{value:g} s"
+    if value is None:
+        return "nothing"
     if isinstance(value, str):
         return value or "nothing"
     if isinstance(value, int | Path | HostPort | CertificateFiles):

@@ -14,13 +14,14 @@ from pathlib import Path
 from trioproxy.config import authority, syntax
 from trioproxy.config.entries import Entries
 from trioproxy.config.keys import TIMEOUTS
-from trioproxy.config.model import Config, HostPort, Limits, Listen, Process, Timeouts
+from trioproxy.config.model import Config, HostPort, Limits, Listen, Log, Process, Timeouts
 from trioproxy.config.reading import Key, Keys, Reading
 from trioproxy.config.values import (
     entry_name,
     file_path,
     integer,
     listen_address,
+    log_file,
     near,
     network,
     one_of,
@@ -46,11 +47,18 @@ SECTIONS: dict[str, Keys] = {
         "header_fields": Key(integer(10, 10_000)),
         "connections": Key(integer(1, 1_000_000)),
         "connections_per_ip": Key(integer(1, 1_000_000)),
+        "memory": Key(size(64 * 1024**2, 1024**4), empty=True),
     },
-    "process": {"user": Key(user_name, empty=True)},
+    "process": {"user": Key(user_name, empty=True), "workers": Key(integer(1, 256))},
     "storage": {"path": Key(file_path, empty=True)},
     "control": {"socket": Key(file_path, empty=True)},
-    "log": {"level": Key(one_of("debug", "info", "warning", "error"))},
+    "admin": {"metrics": Key(listen_address, empty=True)},
+    "log": {
+        "level": Key(one_of("debug", "info", "warning", "error")),
+        "format": Key(one_of("console", "json")),
+        "access": Key(log_file),
+        "access_format": Key(one_of("console", "json", "combined")),
+    },
 }
 
 ENTRIES = ("passthrough", "sites")
@@ -135,8 +143,9 @@ def _config(reading: Reading, document: dict[str, object], path: Path, environ: 
         limits=Limits(**found["limits"]),
         storage=storage,
         control_socket=found["control"].get("socket", storage / "control.sock"),
-        log_level=found["log"].get("level", "info"),
+        log=Log(**found["log"]),
         process=process,
+        metrics=found["admin"].get("metrics"),
     )
 
 

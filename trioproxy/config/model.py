@@ -302,12 +302,14 @@ class Limits:
         header_fields: Fields in it.
         connections: Clients' connections at once.
         connections_per_ip: Those of one address.
+        memory: Bytes that the process may take before it sheds idle connections; None for as many as there are.
     """
 
     header_size: int = 32 * 1024
     header_fields: int = 100
     connections: int = 10_000
     connections_per_ip: int = 1000
+    memory: int | None = None
 
 
 @attrs.frozen
@@ -316,9 +318,28 @@ class Process:
 
     Attributes:
         user: Whom to become once everything is bound; "" to stay who we are.
+        workers: Processes that serve connections.
     """
 
     user: str = ""
+    workers: int = 1
+
+
+@attrs.frozen
+class Log:
+    """`[log]`.
+
+    Attributes:
+        level: A level of the `logging` module, lower case.
+        format: How events are written.
+        access: Where there is a line for each request and tunnel: a file, "-" for standard output, "" for nowhere.
+        access_format: How such a line is written.
+    """
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+    access: Path | Literal["-", ""] = "-"
+    access_format: Literal["console", "json", "combined"] = "console"
 
 
 @attrs.frozen
@@ -331,7 +352,7 @@ class Config:
         sites: By name, aliases included.
         storage: Where keys, certificates and accounts are kept.
         control_socket: Where commands reach the running server.
-        log_level: A level of the `logging` module, lower case.
+        metrics: Where to serve metrics; None for nowhere.
     """
 
     path: Path
@@ -343,5 +364,6 @@ class Config:
     limits: Limits
     storage: Path
     control_socket: Path
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log: Log = Log()
     process: Process = Process()
+    metrics: HostPort | None = None

@@ -181,6 +181,11 @@ def file_path(value: object) -> Path:
     return Path(word)
 
 
+def log_file(value: object) -> Path | str:
+    """The path of a file, `-` for standard output, or nothing at all."""
+    return file_path(value) if value not in ("", "-") else text(value)
+
+
 # ---- names and addresses ------------------------------------------------------------------------------
 
 

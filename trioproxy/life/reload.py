@@ -162,8 +162,8 @@ class Reloads:
         # What needs a restart stays as it is until then, also for the next comparison.
         old = self._ctx.cell.current.config
         config = attrs.evolve(config, storage=old.storage, control_socket=old.control_socket, process=old.process)
-        if config.log_level != old.log_level:
-            logging.getLogger("trioproxy").setLevel(config.log_level.upper())
+        if config.log.level != old.log.level:
+            logging.getLogger("trioproxy").setLevel(config.log.level.upper())
         self._ctx.admission.possible = raise_descriptor_limit(config.limits.connections)
         snapshot = self._snapshot(config)
         self._ctx.cell.update(lambda _: snapshot)
