@@ -23,7 +23,7 @@ FLOORS = [
     {"life"},
     {"proxy", "certs", "control"},
     {"acme", "snapshot"},
-    {"net", "routing", "process"},
+    {"net", "routing", "process", "witness"},
     {"http", "wire"},
     {"config"},
     {"access", "challenges", "names"},

@@ -24,6 +24,7 @@ from trioproxy.net.sock import Reaper, Stream
 from trioproxy.proxy.pool import Pool
 from trioproxy.routing import Entry, RouteTable
 from trioproxy.snapshot import Cell
+from trioproxy.witness.witness import Witness
 
 REQUESTS_APART = 0.5
 """Seconds for which a kept-alive connection must have been idle to be closed for another: a client that is at work asks
@@ -131,6 +132,7 @@ class ProxyContext:
         lan: The networks that this machine is on.
         numbers: Tell connections apart, together with the pseudonym.
         guests: Every connection on port 443 that has found its entry, by its client's stream.
+        witness: Is told what happens on connections.
     """
 
     cell: Cell
@@ -147,6 +149,7 @@ class ProxyContext:
     numbers: Iterator[int] = attrs.field(factory=itertools.count)
     dates: Dates = attrs.field(factory=Dates)
     guests: dict[Stream, Guest] = attrs.field(factory=dict)
+    witness: Witness = attrs.field(factory=Witness)
 
     def __attrs_post_init__(self) -> None:
         self.dialler.make_room = self.admission.shedder.make_room

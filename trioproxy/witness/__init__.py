@@ -1,0 +1,1 @@
+"""What happens on connections, told once to all who want to know."""
