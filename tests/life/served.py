@@ -84,11 +84,13 @@ class Served:
         with trio.fail_after(PATIENCE):
             return await ask(self.control, command, dict(arguments), lambda line: None)
 
-    async def visit(self, name: str = NAME) -> trio.SSLStream[trio.SocketStream]:
-        """A TLS connection that takes any certificate."""
+    async def visit(self, name: str = NAME, *, protocol: str = "") -> trio.SSLStream[trio.SocketStream]:
+        """A TLS connection that takes any certificate, and offers `protocol` by ALPN if there is one."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+        if protocol:
+            context.set_alpn_protocols([protocol])
         transport = await trio.open_tcp_stream(LOOPBACK, self.https)
         stream = trio.SSLStream(transport, context, server_hostname=name, https_compatible=True)
         await stream.do_handshake()
