@@ -64,7 +64,7 @@ READS_THE_FILE = {"config/load": {"os"}}
 
 MAX_LINES = 400
 
-NOT_AT_START = {"acme", "josepy", "requests", "rich"}
+NOT_AT_START = {"acme", "josepy", "publicsuffixlist", "requests", "rich"}
 """Packages that cost more to import than the whole start may; imported where they are used."""
 
 

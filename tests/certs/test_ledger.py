@@ -15,8 +15,9 @@ import trio.testing
 from tests.certs.making import NOW, acme_site, due_bundle
 from tests.certs.world import World, run_for, world
 from trioproxy.acme.journal import Origin
+from trioproxy.certs.domains import Limit
 from trioproxy.certs.known import Known
-from trioproxy.certs.ledger import KNOWN, Ledger, Limit
+from trioproxy.certs.ledger import KNOWN, Ledger
 from trioproxy.certs.records import Provenance
 from trioproxy.certs.rounds import Rounds
 from trioproxy.certs.store import Store
@@ -51,14 +52,14 @@ async def test_names_beyond_the_limit_are_paced_without_flooding(
     monkeypatch.setattr(os, "fsync", lambda _: None)
     limits = attrs.evolve(KNOWN[LETSENCRYPT], orders=Limit(60, timedelta(hours=3)))
     monkeypatch.setattr("trioproxy.certs.renewal.Ledger", partial(Ledger, known={LETSENCRYPT: limits}))
-    names = [f"site{number}.example.com" for number in range(200)]  # a fifth of a thousand at a fifth of the limit
+    names = [f"site{number}.com" for number in range(200)]  # a fifth of a thousand at a fifth of the limit
     w = world(tmp_path, *map(acme_site, names))
     looks: list[str] = []
     plan = Rounds.plan
 
-    def look(rounds: Rounds, name: str, known: Known, *, force: bool, wished: bool) -> list[Acme]:
+    async def look(rounds: Rounds, name: str, known: Known, *, force: bool, wished: bool) -> list[Acme]:
         looks.append(name)
-        return plan(rounds, name, known, force=force, wished=wished)
+        return await plan(rounds, name, known, force=force, wished=wished)
 
     monkeypatch.setattr(Rounds, "plan", look)
     await run_for(2.9 * HOUR, w)
@@ -77,26 +78,26 @@ async def test_orders_of_an_account(tmp_path: Path, autojump_clock: Jumping) -> 
     clock = Clock()
     ledger = Ledger(Store(tmp_path), clock)
     for _ in range(300):
-        assert ledger.pace(OURS, NAME, exempt=False) is None
+        assert await ledger.pace(OURS, NAME, exempt=False) is None
         await ledger.order(OURS, enforce=True)
         clock.now += timedelta(seconds=1)
     again = Ledger(Store(tmp_path), clock)  # as after a restart
-    waits = [again.pace(OURS, f"n{number}.example.com", exempt=False) for number in range(400)]
+    waits = [await again.pace(OURS, f"n{number}.example.com", exempt=False) for number in range(400)]
     untils = [wait.until for wait in waits if wait]
     assert untils[:2] == [NOW + timedelta(hours=3), NOW + timedelta(hours=3, seconds=1)]
     assert untils[300] == NOW + timedelta(hours=6), "each has a place of its own"
     assert most_within(untils, timedelta(hours=3)) == 300
-    assert again.pace(OURS, NAME, exempt=True) is None
+    assert await again.pace(OURS, NAME, exempt=True) is None
     with pytest.raises(AcmeError) as caught:
         await again.order(OURS, enforce=True)
     assert caught.value.rate_limited
     assert caught.value.retry_after == 3 * HOUR - 300
     await again.order(OURS, enforce=False)
     other = AccountId("https://other.test/dir")
-    assert again.pace(other, NAME, exempt=False) is None
+    assert await again.pace(other, NAME, exempt=False) is None
     await again.order(other, enforce=True)
     clock.now -= timedelta(days=30)  # the clock was wrong
-    assert Ledger(Store(tmp_path), clock).pace(OURS, NAME, exempt=False) is None
+    assert await Ledger(Store(tmp_path), clock).pace(OURS, NAME, exempt=False) is None
 
 
 @pytest.mark.parametrize(("kind", "within"), [("issued", timedelta(days=7)), ("failed", timedelta(hours=1))])
@@ -104,16 +105,16 @@ async def test_certificates_and_failures_of_a_name(kind: str, within: timedelta,
     clock = Clock()
     for _ in range(5):
         ledger = Ledger(Store(tmp_path), clock)
-        assert ledger.pace(OURS, NAME, exempt=False) is None
+        assert await ledger.pace(OURS, NAME, exempt=False) is None
         await getattr(ledger, kind)(OURS, NAME)
         clock.now += timedelta(minutes=1)
-    wait = ledger.pace(OURS, NAME, exempt=False)
+    wait = await ledger.pace(OURS, NAME, exempt=False)
     assert wait is not None
     assert wait.until == NOW + within
-    assert ledger.pace(OURS, "other.example.com", exempt=False) is None
-    assert (ledger.pace(OURS, NAME, exempt=True) is None) is (kind == "issued")
+    assert await ledger.pace(OURS, "other.example.com", exempt=False) is None
+    assert ((await ledger.pace(OURS, NAME, exempt=True)) is None) is (kind == "issued")
     clock.now = wait.until
-    assert ledger.pace(OURS, NAME, exempt=False) is None
+    assert await ledger.pace(OURS, NAME, exempt=False) is None
 
 
 async def test_the_ledger_outranks_the_ladder_and_a_wish_but_not_force(tmp_path: Path, autojump_clock: Jumping) -> None:

@@ -5,9 +5,12 @@ is to go by. Counted are, on disk, the moments of
 
 - orders, for each account: whoever has used them up waits for the one that is the first to be forgotten, and each who
   waits is given a moment of its own, so that a thousand names that start at once are not all woken for each place;
-- certificates and failed validations, for each name.
+- certificates and failed validations, for each name,
+- certificates, for each registered domain (`domains`).
 
 Orders that name the certificate they replace are exempt from the limits on orders and certificates, and not counted.
+A renewal that does not name it, for a name that the CA has issued for before, is exempt from the limit of the
+registered domain.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ import attrs
 import trio
 
 from trioproxy.certs import files
+from trioproxy.certs.domains import COUNTS, Domains, Limit
 from trioproxy.certs.internal_ca import Clock
 from trioproxy.certs.policy import Paced
 from trioproxy.certs.store import ACCOUNTS, LOCKS, Store, stem_of
@@ -31,28 +36,31 @@ from trioproxy.errors import AcmeError
 
 log = logging.getLogger("trioproxy.certs")
 
-COUNTS = "counts"
-
-
-@attrs.frozen
-class Limit:
-    """So many within so long."""
-
-    most: int
-    within: timedelta
-
 
 @attrs.frozen
 class Limits:
-    """What one CA allows: orders for each account, certificates and failed validations for each name."""
+    """What one CA allows.
+
+    Attributes:
+        orders: For each account.
+        certificates: For each name.
+        failures: Failed validations for each name.
+        domain: Certificates for each registered domain, renewals not counted.
+    """
 
     orders: Limit
     certificates: Limit
     failures: Limit
+    domain: Limit
 
 
 KNOWN: Mapping[str, Limits] = {
-    LETSENCRYPT: Limits(Limit(300, timedelta(hours=3)), Limit(5, timedelta(days=7)), Limit(5, timedelta(hours=1)))
+    LETSENCRYPT: Limits(
+        orders=Limit(300, timedelta(hours=3)),
+        certificates=Limit(5, timedelta(days=7)),
+        failures=Limit(5, timedelta(hours=1)),
+        domain=Limit(50, timedelta(days=7)),
+    )
 }
 """By directory; letsencrypt.org/docs/rate-limits, as of autumn 2026."""
 
@@ -71,14 +79,16 @@ class Ledger:
         self._clock = clock
         self._known = known
         self._waiting: dict[AccountId, dict[str, datetime]] = {}
+        self._domains = Domains(store)
 
-    def pace(self, account: AccountId, name: str, *, exempt: bool) -> Paced | None:
+    async def pace(self, account: AccountId, name: str, *, exempt: bool, renewal: bool = False) -> Paced | None:
         """Until when to wait with an order of `name`, None for not at all. Raises StoreError.
 
         Args:
             account: Who would order.
             name: What for.
             exempt: Whether the order will name the certificate that it replaces.
+            renewal: Whether the CA has issued a certificate for `name` before.
         """
         limits, now = self._known.get(account.directory), self._clock()
         if limits is None:
@@ -88,6 +98,9 @@ class Ledger:
         if not exempt:
             found.append((_until(counts["certificates"], limits.certificates, now), "of certificates for one name"))
             found.append((self._place(account, name, limits.orders, now), "of orders of one account"))
+        if not exempt and not renewal:
+            until, domain = await self._domains.place(account.directory, name, limits.domain, now)
+            found.append((until, f"of new certificates for {domain} and all names below it"))
         until, what = max(found, key=lambda each: each[0])
         return Paced(now, until, f"the CA's limit {what} is reached") if until > now else None
 
@@ -110,9 +123,22 @@ class Ledger:
         """A validation of `name` has failed. Raises StoreError."""
         await self._count(account, name, "failures")
 
-    async def issued(self, account: AccountId, name: str) -> None:
-        """A certificate for `name` has been issued that replaces none. Raises StoreError."""
+    def under_way(self, account: AccountId, name: str) -> AbstractContextManager[None]:
+        """Around an order of a first certificate for `name`: it is counted with its domain before it is issued."""
+        return self._domains.under_way(account.directory, name)
+
+    async def issued(self, account: AccountId, name: str, *, renewal: bool = False) -> None:
+        """A certificate for `name` has been issued that was not said to replace one. Raises StoreError.
+
+        Args:
+            account: Who ordered it.
+            name: What for.
+            renewal: As for `pace`.
+        """
         await self._count(account, name, "certificates")
+        limits = self._known.get(account.directory)
+        if limits is not None and not renewal:
+            await self._domains.spend(account.directory, name, limits.domain, self._clock())
 
     # ---- orders of an account -----------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ class Renewals:
                     again = time_of_day(trouble.next_attempt, now)
                     return Outcome(name, "waiting", f"not before {again}: {trouble.error}")
                 try:
-                    whom = self._rounds.plan(name, known, force=force, wished=wished)
+                    whom = await self._rounds.plan(name, known, force=force, wished=wished)
                     return await self._renew(site, known, whom, report, force=force)
                 except NotYet as exc:
                     self.known[name] = attrs.evolve(known, paced=exc.paced)

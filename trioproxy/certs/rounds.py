@@ -15,6 +15,7 @@ Each way of proving a name is an order of its own; the next one is tried at once
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 
 import attrs
 import trio
@@ -129,7 +130,7 @@ class Rounds:
     _ledger: Ledger
     _obtain: Obtain
 
-    def plan(self, name: str, known: Known, *, force: bool, wished: bool) -> list[Acme]:
+    async def plan(self, name: str, known: Known, *, force: bool, wished: bool) -> list[Acme]:
         """Whom to ask for a certificate for `name` now, in this order.
 
         Args:
@@ -146,7 +147,8 @@ class Rounds:
         for acme in self._sequence(name, known):
             setback = known.setback(acme.account)
             held = setback is not None and setback.holds(now) and (setback.failure == "limit" or not wished)
-            wait = self._ledger.pace(acme.account, name, exempt=_replaced(known, acme) is not None)
+            exempt, renewal = _replaced(known, acme) is not None, _renews(known, acme)
+            wait = await self._ledger.pace(acme.account, name, exempt=exempt, renewal=renewal)
             if force or (wait is None and not held):
                 found.append(acme)
             elif wait is not None:
@@ -209,9 +211,11 @@ class Rounds:
             if replaces is None:
                 await self._ledger.order(acme.account, enforce=not force)
 
-        issued = await self._prove(site, acme, replaces, Counted(self._store.journal(name), count), report)
-        if replaces is None:
-            await self._ledger.issued(acme.account, name)
+        renewal, journal = _renews(known, acme), Counted(self._store.journal(name), count)
+        with nullcontext() if renewal else self._ledger.under_way(acme.account, name):
+            issued = await self._prove(site, acme, replaces, journal, report)
+            if replaces is None:
+                await self._ledger.issued(acme.account, name, renewal=renewal)
         return issued
 
     async def _prove(self, site: Site, acme: Acme, replaces: Origin | None, journal: Journal, report: Report) -> Issued:
@@ -228,18 +232,24 @@ class Rounds:
                 await self._ledger.failed(acme.account, site.name)
             tried = failure.challenge if isinstance(failure, OrderFailed) else None
             challenges = challenges[challenges.index(tried) + 1 :] if tried in challenges else ()
-            if failure.failure != "validation" or not challenges or self._full(acme, site.name):
+            if failure.failure != "validation" or not challenges or await self._full(acme, site.name):
                 raise told
             report(f"{tried} did not prove the name; trying {challenges[0]}")
 
-    def _full(self, acme: Acme, name: str) -> bool:
-        return self._ledger.pace(acme.account, name, exempt=True) is not None
+    async def _full(self, acme: Acme, name: str) -> bool:
+        return await self._ledger.pace(acme.account, name, exempt=True) is not None
 
 
 def _replaced(known: Known, acme: Acme) -> Origin | None:
     """What an order at `acme` replaces: only who issued the certificate is told."""
     origin = known.where.origin if known.leaf and known.where else None
     return origin if origin is not None and origin.account == acme.account and origin.certificate_id else None
+
+
+def _renews(known: Known, acme: Acme) -> bool:
+    """Whether a certificate of `acme` would be the second one that this CA issues for the name."""
+    origin = known.where.origin if known.leaf and known.where else None
+    return origin is not None and origin.account.directory == acme.directory
 
 
 def setbacks(
