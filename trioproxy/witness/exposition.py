@@ -19,7 +19,7 @@ Value = float | list[float]
 """A number; of a histogram, how many fell into each bucket and, as the last item, the sum of what was observed."""
 
 Sample = tuple[tuple[str, ...], Value]
-"""The values of the labels, in the family's order, and what was measured. JSON makes lists of them, which are as good."""
+"""The values of the labels, in the family's order, and what was measured. JSON's lists are as good as tuples."""
 
 Samples = dict[str, list[Sample]]
 """By family."""
@@ -54,8 +54,8 @@ class Family:
 FAMILIES = {
     "trioproxy_build_info": Family("gauge", "1, with the version that runs.", ("version",), "max"),
     "trioproxy_connections": Family("gauge", "Clients' connections that are open."),
-    "trioproxy_connections_total": Family("counter", "Clients' connections that were accepted.", ("listener",)),
-    "trioproxy_refused_total": Family("counter", "Connections on port 443 that were refused by an alert.", ("reason",)),
+    "trioproxy_connections_accepted_total": Family("counter", "Of these, all that there were.", ("listener",)),
+    "trioproxy_refused_total": Family("counter", "ClientHellos that were answered with an alert.", ("name",)),
     "trioproxy_handshakes_total": Family("counter", "TLS handshakes with clients.", ("name", "outcome")),
     "trioproxy_handshake_seconds": Family(
         "histogram", "How long those took that succeeded.", ("name",), bounds=HANDSHAKE_SECONDS
@@ -66,7 +66,7 @@ FAMILIES = {
     ),
     "trioproxy_tunnels_total": Family("counter", "Tunnels that have ended.", ("name", "kind", "outcome")),
     "trioproxy_bytes_total": Family("counter", "Bytes from clients (in) and to them (out).", ("name", "direction")),
-    "trioproxy_backend_up": Family("gauge", "0 while a backend could not be reached.", ("backend",), "min"),
+    "trioproxy_backend_up": Family("gauge", "Whether it could be reached the last time.", ("backend",), "max"),
     "trioproxy_certificate_expiry_timestamp_seconds": Family("gauge", "When a certificate expires.", ("name",), "min"),
     "trioproxy_acme_attempts_total": Family("counter", "Orders at an authority.", ("name", "outcome"), "max"),
     "trioproxy_reloads_total": Family("counter", "Reloads.", ("outcome",), "max"),
@@ -132,10 +132,10 @@ def text(samples: Samples) -> Iterator[str]:
 
 def _histogram(name: str, family: Family, pairs: list[str], value: list[float]) -> str:
     *counts, total = value
-    bounds = (*map(_number, family.bounds), "+Inf")
+    ends = [f'le="{_number(bound)}"' for bound in family.bounds] + ['le="+Inf"']
     lines = [
-        f"{name}_bucket{_braced([*pairs, f'le="{bound}"'])} {_number(count)}"
-        for bound, count in zip(bounds, accumulate(counts), strict=True)
+        f"{name}_bucket{_braced([*pairs, end])} {_number(count)}"
+        for end, count in zip(ends, accumulate(counts), strict=True)
     ]
     lines.append(f"{name}_sum{_braced(pairs)} {_number(total)}")
     lines.append(f"{name}_count{_braced(pairs)} {_number(sum(counts))}")
