@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: run test lint format bench autobahn bulk browser apps clean tools suites acme2certifier
+.PHONY: run test lint format bench autobahn bulk browser apps clean tools suites acme2certifier short-lived
 
 run: .venv/.run  ## the scene on loopback, with stand-in backends; Ctrl-C ends it
 	@.venv/bin/trioproxy demo
@@ -37,6 +37,9 @@ browser:  ## Chromium, with which `make test` does more
 
 apps: .venv/.test browser  ## JupyterLab and Radicale through the proxy, used in Chromium; pictures of it in .work/apps
 	$(PY) -m tests.apps $(ARGS)
+
+short-lived: .venv/.test tools  ## certificates of 59 seconds from Pebble, renewed three times under load
+	$(PY) -m tests.short_lived $(ARGS)
 
 acme2certifier: .venv/.test  ## renewal information and profiles at a CA that others wrote
 	@test -x .work/acme2certifier/bin/pip || python3 -m venv .work/acme2certifier

@@ -53,9 +53,9 @@ def stored(service: Served, name: str = NAME) -> Leaf | None:
     return None if bundle is None else bundle.leaf
 
 
-async def eventually(probe: Callable[[], T | None]) -> T:
+async def eventually(probe: Callable[[], T | None], patience: float = PATIENCE) -> T:
     """What `probe` gives as soon as that is something: other processes have no event to tell by."""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(patience):
         while not (found := probe()):  # noqa: ASYNC110
             await trio.sleep(0.02)
     return found
