@@ -257,7 +257,7 @@ async def test_the_listing_tells_how_each_certificate_is(tmp_path: Path, autojum
         "gone": "unreadable",
     }
     needy = {name.partition(".")[0] for name, status in listing.items() if status.needs_a_person}
-    assert needy == {"failing", "expired", "unreadable", "ending", "gone"}
+    assert needy == {"due", "failing", "expired", "unreadable", "ending", "gone"}, "due for long, and nobody is at it"
 
     status = listing["good.example.com"]
     assert (status.source, status.names) == ("acme", ("good.example.com", "www.example.com"))

@@ -18,9 +18,10 @@ from tests.acme.support import PATIENCE
 from tests.certs.making import bundle
 from tests.pebble import free_ports, own_address, running_pebble
 from trioproxy.certs.bundle import Bundle
-from trioproxy.certs.policy import Trouble
+from trioproxy.certs.policy import Setback, Trouble
 from trioproxy.certs.store import Store
 from trioproxy.cli.main import command
+from trioproxy.config.model import LETSENCRYPT, AccountId
 from trioproxy.control import Handler, Report, control_socket
 from trioproxy.errors import ControlError
 
@@ -114,6 +115,15 @@ async def test_trouble_is_told_in_full_and_exits_with_1(folder: Path) -> None:
     assert done.exit_code == 1
     assert [row.split()[1] for row in done.stdout.splitlines()[1:3]] == ["failing", "waiting"]
     assert f"\n{NAME}: the CA found no such host; next attempt at " in done.stdout
+
+
+async def test_what_passes_by_itself_is_told_and_does_not_exit_with_1(folder: Path) -> None:
+    busy = Setback(AccountId(LETSENCRYPT), 1, NOW, NOW + timedelta(minutes=30), "unreachable")
+    trouble = Trouble(1, NOW, busy.next_attempt, "the CA is busy", at=(busy,))
+    await Store(folder / "store").note_trouble(NAME, trouble)
+    done = await in_thread("list")
+    assert done.exit_code == 0
+    assert f"\n{NAME}: the CA is busy; next attempt at " in done.stdout
 
 
 async def test_names_are_shown_where_they_are_others(folder: Path) -> None:

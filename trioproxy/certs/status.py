@@ -20,7 +20,13 @@ user's, which nobody but the user renews, ends soon. `unreadable`: a file, or th
 good, but not what is served, or those who use it were not told.
 """
 
-NEEDS_A_PERSON = frozenset({"failing", "expiring", "expired", "unreadable", "amiss"})
+NEEDS_A_PERSON = frozenset({"expiring", "expired", "unreadable", "amiss"})
+
+PASSING = frozenset({"unreachable", "limit", "unfinished"})
+"""Failures that mostly pass without anybody's doing: they are a matter for a person once they have lasted."""
+
+LASTING = 5
+"""Attempts in a row, two hours of them, after which a name without a certificate is a matter for a person."""
 
 EXPIRING = timedelta(days=14)
 
@@ -114,6 +120,7 @@ def status_of(
     rule = _rule(renewal, leaf, now)
     state = _state(source, now, leaf, renews, trouble, problem, busy=busy)
     moments = [each for each in (trouble and trouble.next_attempt, paced and paced.until) if each]
+    again = max(moments, default=None)
     return CertificateStatus(
         name=name,
         source=source,
@@ -128,8 +135,8 @@ def status_of(
         why=f"it has been revoked ({where.revoked})" if where and where.revoked else _why(source, leaf, rule),
         error=problem or (trouble.error if trouble else ""),
         waits_for=paced.words if paced else "",
-        next_attempt=max(moments).isoformat() if moments else None,
-        needs_a_person=state in NEEDS_A_PERSON,
+        next_attempt=again.isoformat() if again else None,
+        needs_a_person=_needs_a_person(state, leaf, renewal and renewal[0], trouble, max(again or now, now)),
     )
 
 
@@ -156,6 +163,30 @@ def _state(
     if source == "files":
         return "expiring" if leaf.not_after - now < EXPIRING else "good"
     return "due" if renews is not None and renews <= now else "good"
+
+
+def _needs_a_person(
+    state: State, leaf: Leaf | None, due: datetime | None, trouble: Trouble | None, again: datetime
+) -> bool:
+    """Whether somebody should look at it.
+
+    Args:
+        state: How it is.
+        leaf: The certificate that it has.
+        due: When that is to be renewed, None where there is none or nobody but the user renews it.
+        trouble: Attempts that failed.
+        again: The next attempt, or now, whichever is later.
+    """
+    if state in NEEDS_A_PERSON:
+        return True
+    if state == "failing" and trouble is not None:
+        if not trouble.at or any(setback.failure not in PASSING for setback in trouble.at):
+            return True
+        if leaf is None:
+            return trouble.failures >= LASTING
+    if leaf is None or due is None or state == "renewing":
+        return False
+    return again >= due + (leaf.not_after - due) / 2  # half of the time that was left for trouble is gone
 
 
 def _rule(renewal: tuple[datetime, Rule] | None, leaf: Leaf | None, now: datetime) -> Rule | Literal[""]:
