@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -370,6 +371,29 @@ async def test_a_single_one_is_never_set_aside(caplog: pytest.LogCaptureFixture)
 
 
 # ---- without descriptors ------------------------------------------------------------------------------
+
+
+async def test_it_is_known_whether_an_address_could_be_reached_the_last_time(tmp_path: Path) -> None:
+    reaper = Reaper()
+    dialler = Dialler(reaper)
+    with backends(ONE) as (port, _):
+        address = HostPort(ONE, port)
+        (await dialler.dial(address)).close()
+        assert dialler.reached == {address: True}
+    for unreachable in (address, tmp_path / "no.sock"):
+        with pytest.raises(UpstreamUnreachable):
+            await dialler.dial(unreachable)
+    assert dialler.reached == {address: False, tmp_path / "no.sock": False}
+    with silent(TWO) as (port, wake):
+        silence = HostPort(TWO, port)
+        async with running(reaper):
+            with pytest.raises(UpstreamTimeout):
+                await dialler.dial(silence, trio.current_time() + 0.01)
+        assert dialler.reached.pop(silence) is False
+        wake()
+    with no_more_descriptors(), pytest.raises(OutOfDescriptors):
+        await dialler.dial(silence)
+    assert silence not in dialler.reached, "a lack of ours says nothing about the backend"
 
 
 @pytest.mark.parametrize("host", [ONE, "pbx.lan"])

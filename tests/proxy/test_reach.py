@@ -142,6 +142,16 @@ async def test_a_fingerprint_trusts_one_certificate_and_no_other(caplog: pytest.
         assert await _ask(proxy, "/0/") == 200
 
 
+async def test_a_backend_that_is_not_trusted_was_not_reached(tmp_path: Path) -> None:
+    terms = UpstreamTLS(ca_file=_ca_file(tmp_path))
+    async with https(secured(answering(HELLO)), UpstreamTLS(), terms) as (proxy, _):
+        reached = proxy.ctx.dialler.reached
+        assert await _ask(proxy, "/0/") == 502
+        assert list(reached.values()) == [False], "although it took the connection"
+        assert await _ask(proxy, "/1/") == 200
+        assert list(reached.values()) == [True]
+
+
 async def test_the_log_has_the_line_that_would_trust_a_backend_and_looks_for_it_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -139,6 +139,11 @@ def test_samples_are_a_copy(metrics: Metrics) -> None:
     assert before["trioproxy_request_seconds"] != metrics.samples()["trioproxy_request_seconds"]
 
 
+def longest(metrics: Metrics) -> object:
+    [(_, value)] = metrics.samples()["trioproxy_event_loop_lag_max_seconds"]
+    return value
+
+
 async def test_the_lag_of_the_event_loop_is_how_late_a_task_wakes(
     metrics: Metrics, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -151,9 +156,9 @@ async def test_the_lag_of_the_event_loop_is_how_late_a_task_wakes(
         assert isinstance(lag, list)
         assert (lag[0], lag[len(LAG_SECONDS)]) == (2, 1)
         assert lag[-1] == pytest.approx(3.0)
-        assert metrics.samples()["trioproxy_event_loop_lag_max_seconds"] == [((), pytest.approx(3.0))]
+        assert longest(metrics) == pytest.approx(3.0)
         await trio.sleep((MINUTE + 1) * LOOK)
-        assert metrics.samples()["trioproxy_event_loop_lag_max_seconds"] == [((), pytest.approx(0.0))]
+        assert longest(metrics) == pytest.approx(0.0)
         nursery.cancel_scope.cancel()
 
 

@@ -58,6 +58,7 @@ class Dialler:
 
     Attributes:
         make_room: Called when there are no descriptors left; closes idle connections, and returns how many.
+        reached: Whether the last attempt at each address succeeded. Who demands more than a connection may correct it.
     """
 
     def __init__(self, reaper: Reaper, resolver: Resolver | None = None) -> None:
@@ -65,6 +66,7 @@ class Dialler:
         self._resolver = resolver or Resolver()
         self._failover: Failover[HostPort] = Failover()
         self.make_room: Callable[[], int] = lambda: 0
+        self.reached: dict[HostPort | Path, bool] = {}
 
     async def dial(self, address: HostPort | Path, deadline: float = math.inf, *, client: str = "") -> Stream:
         """Connect to `address`; a name is resolved now, not at start.
@@ -80,6 +82,15 @@ class Dialler:
             CannotBeClient: the backend cannot be called from the address of `client`.
             OutOfDescriptors: we lack what a connection takes, and no idle one could be closed for it.
         """
+        try:
+            stream = await self._dial_with_room(address, deadline, client)
+        except (UpstreamUnreachable, UpstreamTimeout):
+            self.reached[address] = False
+            raise
+        self.reached[address] = True
+        return stream
+
+    async def _dial_with_room(self, address: HostPort | Path, deadline: float, client: str) -> Stream:
         try:
             return await self._dial(address, deadline, client)
         except OutOfDescriptors:

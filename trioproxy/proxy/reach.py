@@ -48,11 +48,18 @@ class Reach:
         """
         if backend.tls is None:
             return await self._dial(backend, deadline)
+        try:
+            return await self._connect_tls(backend, backend.tls, deadline, alpn)
+        except (UpstreamUnreachable, UpstreamTimeout):
+            self._dialler.reached[_address(backend)] = False  # a connection alone is not what was asked for
+            raise
+
+    async def _connect_tls(self, backend: Backend, tls: UpstreamTLS, deadline: float, alpn: tuple[str, ...]) -> Stream:
         with trio.move_on_at(deadline):
-            context = await self._trust.context(backend.tls, alpn)
+            context = await self._trust.context(tls, alpn)
             stream = await self._dial(backend, deadline)
             try:
-                await prove(stream, context, backend.tls, backend.host)
+                await prove(stream, context, tls, backend.host)
             except Untrusted as exc:
                 stream.close()
                 raise Untrusted(f"{backend}: {exc}; {await self._advice(backend)}") from exc
@@ -66,8 +73,7 @@ class Reach:
         raise UpstreamTimeout(f"{backend}: no TLS connection in time")
 
     async def _dial(self, backend: Backend, deadline: float) -> Stream:
-        where = Path(backend.host) if backend.scheme == "unix" else HostPort(backend.host, backend.port)
-        stream = await self._dialler.dial(where, deadline)
+        stream = await self._dialler.dial(_address(backend), deadline)
         if backend.header:
             try:
                 await stream.send_all(backend.header)  # the first bytes of a connection always find room
@@ -108,3 +114,7 @@ class Reach:
             return fingerprint(stream)
         finally:
             stream.close()
+
+
+def _address(backend: Backend) -> HostPort | Path:
+    return Path(backend.host) if backend.scheme == "unix" else HostPort(backend.host, backend.port)
