@@ -149,6 +149,20 @@ async def test_the_reaper_wakes_what_has_waited_too_long(limit: str) -> None:
         assert not reaper.watched
 
 
+async def test_what_a_peer_did_not_take_in_time_is_not_left_to_the_kernel() -> None:
+    """Which would offer it for minutes to a peer that does not read, with megabytes of its memory."""
+    reaper = Quick()
+    stream, peer = stream_pair(reaper)
+    fill(stream)
+    stream.write_patience = 0.02
+    async with peer, running(reaper):
+        with pytest.raises(StreamTimeout), trio.fail_after(5):
+            await stream.send_all(b"more")
+        stream.close()
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+            await receive_all(peer)
+
+
 async def test_the_reaper_leaves_the_patient_alone() -> None:
     reaper = Quick()
     stream, peer = stream_pair(reaper)

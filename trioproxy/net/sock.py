@@ -276,10 +276,8 @@ class Stream:
             except ssl.SSLWantWriteError:
                 await self._until_writable()
             except OSError as exc:
-                went_away = not isinstance(exc, ssl.SSLError) or isinstance(exc, ssl.SSLEOFError)
-                raise (ConnectionLost if went_away else HandshakeFailed)(
-                    f"TLS handshake failed: {_words(exc)}"
-                ) from exc
+                lost = not isinstance(exc, ssl.SSLError) or isinstance(exc, ssl.SSLEOFError)
+                raise (ConnectionLost if lost else HandshakeFailed)(f"TLS handshake failed: {_words(exc)}") from exc
 
     def local(self) -> HostPort:
         """The address and port on our side: what the peer connected to. Raises ConnectionLost."""
@@ -333,16 +331,14 @@ class Stream:
 
     def abort(self) -> None:
         """Close with RST, so that the peer cannot take what it has for the whole. Never fails."""
-        with contextlib.suppress(OSError):
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        self._end_by_reset()
         self.close()
 
     def close(self) -> None:
         """Close the descriptor at once. Never fails, and may be called again."""
         if self._fd < 0:
             return
-        waited_for = self._read_since is not None or self._write_by is not None
-        if waited_for:  # telling nobody costs as much as telling somebody
+        if self._read_since is not None or self._write_by is not None:  # telling nobody costs as much
             notify_closing(self._fd)
         self._fd = -1
         self._reaper.watched.discard(self)
@@ -364,6 +360,10 @@ class Stream:
         if self._calls >= CALLS_IN_A_ROW:
             self._calls = 0
             await checkpoint()
+
+    def _end_by_reset(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
 
     def _ready_to_wait(self) -> None:
         self._calls = 0
@@ -388,6 +388,8 @@ class Stream:
         try:
             await wait_writable(self._fd)
         except trio.ClosedResourceError as exc:
+            if isinstance(self._error, StreamTimeout):
+                self._end_by_reset()  # else the kernel would go on offering for minutes what nobody takes
             raise self._error or ConnectionLost("closed by us") from exc
         finally:
             self._write_by = None
