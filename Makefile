@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: run test lint format bench autobahn bulk browser apps clean tools suites acme2certifier short-lived
+.PHONY: run test lint format bench autobahn bulk browser apps clean tools suites acme2certifier short-lived hot-swap
 
 run: .venv/.run  ## the scene on loopback, with stand-in backends; Ctrl-C ends it
 	@.venv/bin/trioproxy demo
@@ -40,6 +40,9 @@ apps: .venv/.test browser  ## JupyterLab and Radicale through the proxy, used in
 
 short-lived: .venv/.test tools  ## certificates of 59 seconds from Pebble, renewed three times under load
 	$(PY) -m tests.short_lived $(ARGS)
+
+hot-swap: .venv/.test tools  ## certificates replaced under 200 new TLS connections a second
+	$(PY) -m tests.hot_swap $(ARGS)
 
 acme2certifier: .venv/.test  ## renewal information and profiles at a CA that others wrote
 	@test -x .work/acme2certifier/bin/pip || python3 -m venv .work/acme2certifier
