@@ -88,7 +88,7 @@ async def used(folder: Path, command: list[str], port: int, name: str, said: str
         tables = routed(**{name: f'"http://{LOOPBACK}:{port}"'})
         async with (
             sites_beside(folder / "proxy", tables) as sites,
-            browsing(folder / "browser", sites.root.read_bytes()) as page,
+            browsing(folder / "browser", sites.signer.read_bytes()) as page,
         ):
             try:
                 yield sites, page

@@ -16,9 +16,11 @@ import trio.testing
 from tests.certs.making import DAY, NOW, acme_site, bundle, config, due_bundle, files_site, internal_site
 from tests.certs.test_contexts import write_files
 from tests.certs.world import run_for, world
-from trioproxy.certs.internal_ca import BACKDATED, LEAF_LIFETIME
+from trioproxy.certs.bundle import Bundle
+from trioproxy.certs.issuing import BACKDATED, LEAF_LIFETIME
 from trioproxy.certs.manager import AT_ONCE
 from trioproxy.certs.policy import dice_of, renew_at
+from trioproxy.certs.store import Store
 from trioproxy.config.model import HostPort, Passthrough
 from trioproxy.errors import AcmeError
 
@@ -319,6 +321,32 @@ async def test_internal_certificates_and_stand_ins_are_renewed_before_they_expir
         assert all(w.source.served[name].leaf.not_after > w.clock() + timedelta(days=3) for name in first)
         nursery.cancel_scope.cancel()
     assert "unused.internal" not in w.source.served  # nobody asked for it, so nothing was made
+
+
+async def test_what_signs_them_is_renewed_without_keeping_connections_waiting_for_a_disk(
+    tmp_path: Path, autojump_clock: Jumping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = world(tmp_path, internal_site("x.internal"))
+    aside, saved = [False], []
+    save, prepare = Store.save_internal_intermediate, w.source.prepare
+
+    def watched(store: Store, made: Bundle) -> None:
+        saved.append(aside[0])
+        save(store, made)
+
+    def prepared() -> None:
+        aside[0] = True  # the manager calls it in a thread
+        prepare()
+        aside[0] = False
+
+    monkeypatch.setattr(Store, "save_internal_intermediate", watched)
+    monkeypatch.setattr(w.source, "prepare", prepared)
+    w.serial("x.internal")
+    await run_for(200 * DAYS, w)
+    assert saved == [False, True, True, True]  # only a client that calls before all is ready waits for the first
+    below = w.store.internal_intermediate()
+    assert below is not None
+    assert below.leaf.not_after - w.source.served["x.internal"].leaf.not_after > timedelta(days=20)
 
 
 # ---- endings ------------------------------------------------------------------------------------------

@@ -109,12 +109,13 @@ async def test_everything_is_its_owners_alone(store: Store) -> None:
         await store.note_origin(NAME, PROVENANCE)
         await store.note_trouble(NAME, Trouble(1, NOW, NOW, "x"))
         store.save_internal_ca(bundle("ca"))
+        store.save_internal_intermediate(bundle("intermediate"))
         async with store.lock(NAME):
             pass
     finally:
         os.umask(before)
     paths = [store.path, *store.path.rglob("*")]
-    assert len(paths) == 1 + 7 + 8
+    assert len(paths) == 1 + 7 + 9
     for path in paths:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
@@ -243,6 +244,7 @@ async def test_an_empty_place_holds_nothing_and_looking_makes_nothing(store: Sto
     assert store.journal(NAME).read() is None
     assert store.accounts.read(CA) is None
     assert store.internal_ca() is None
+    assert store.internal_intermediate() is None
     await store.journal(NAME).clear()
     store.forget_trouble(NAME)
     store.sweep()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import stat
+import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,9 @@ from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from tests.certs.test_internal_ca import early_root
+from trioproxy.certs.internal_ca import InternalCA, utc_now
+from trioproxy.certs.store import Store
 from trioproxy.cli import certs_trust
 from trioproxy.cli.main import command
 
@@ -62,6 +68,21 @@ def test_json(folder: Path) -> None:
     assert certificate.fingerprint(hashes.SHA256()).hex(":").upper() == told["sha256"]
     assert Path(told["path"]).read_text() == told["certificate"]
     assert told["installed"] is False
+    store = Store(folder / "store")
+    below = store.internal_intermediate()
+    assert below is not None
+    assert told["intermediate_not_after"] == below.leaf.not_after.isoformat()
+
+
+def test_a_root_of_an_early_version_is_named_as_such(folder: Path) -> None:
+    store = Store(folder / "store")
+    with store.internal_lock():
+        store.save_internal_ca(early_root())
+    said = trust().stdout
+    assert f"For a new\none, which every machine would have to trust anew: remove {store.path}/internal/ca.pem" in said
+    assert json.loads(trust("--json").stdout)["intermediate_not_after"] is None
+    (store.path / "internal" / "ca.pem").unlink()
+    assert "early version" not in trust().stdout
 
 
 def test_the_file_is_made_anew_where_somebody_removed_it(folder: Path) -> None:
@@ -80,6 +101,31 @@ def test_install_puts_it_where_debian_looks(folder: Path, monkeypatch: pytest.Mo
     assert anchor.read_bytes() == (folder / "store" / "internal" / "ca.crt").read_bytes()
     assert stat.S_IMODE(anchor.stat().st_mode) == 0o644
     assert (folder / "updated").exists()
+
+
+@pytest.mark.skipif(shutil.which(certs_trust.UPDATE) is None, reason="this is no Debian")
+def test_what_debian_makes_of_it_is_trusted_and_so_is_its_successor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("anchors", "certs", "shipped"):
+        (folder / name).mkdir()
+    (folder / "shipped.conf").write_text("# none\n")
+    own = f"--localcertsdir {folder}/anchors --etccertsdir {folder}/certs --hooksdir {folder}/hooks"
+    shipped = f"--certsdir {folder}/shipped --certsconf {folder}/shipped.conf"
+    program(folder, monkeypatch, f'exec {shutil.which(certs_trust.UPDATE)} {own} {shipped} "$@"')
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(Store, "owner", lambda _: None)
+    InternalCA(Store(folder / "store"), lambda: utc_now() - timedelta(days=1)).prepare()
+    for _ in range(2):
+        assert trust("--install").exit_code == 0
+        leaf, above = InternalCA(Store(folder / "store")).issue("x.internal").split_chain()
+        (folder / "leaf.pem").write_bytes(leaf)
+        (folder / "above.pem").write_bytes(above)
+        trusted = ["-no-CAfile", "-no-CAstore", "-CApath", f"{folder}/certs", "-untrusted", f"{folder}/above.pem"]
+        command = ["openssl", "verify", "-x509_strict", *trusted, f"{folder}/leaf.pem"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (said.returncode, said.stderr) == (0, "")
+        (folder / "store" / "internal" / "ca.pem").unlink()  # so that it gets a successor
 
 
 def test_install_is_for_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

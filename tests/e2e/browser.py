@@ -145,7 +145,7 @@ def pin(certificate: bytes) -> str:
 
 @asynccontextmanager
 async def browsing(folder: Path, *trusted: bytes) -> AsyncIterator[Page]:
-    """A tab of a fresh Chromium, which takes certificates of these authorities (PEM)."""
+    """A tab of a fresh Chromium, which takes what comes with a certificate of one of these authorities (PEM)."""
     command = [
         PROGRAM,
         "--headless=new",

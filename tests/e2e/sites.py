@@ -27,6 +27,7 @@ class Sites:
 
     Attributes:
         root: The certificate of its internal authority.
+        signer: What signs for that, with its key.
     """
 
     proxy: Trioproxy
@@ -48,6 +49,10 @@ class Sites:
     @property
     def root(self) -> Path:
         return self.proxy.storage / "internal" / "ca.crt"
+
+    @property
+    def signer(self) -> Path:
+        return self.root.with_name("intermediate.pem")
 
     def url(self, name: str, path: str) -> str:
         return f"https://{name}:{self.port}{path}"
@@ -85,7 +90,7 @@ def sites(folder: Path, tables: str, listen: str = "") -> Iterator[Sites]:
     with proxy.serving() as software:
         running = Sites(proxy, software)
         if '"internal"' in tables:
-            eventually(running.root.exists, "the internal authority is there")
+            eventually(running.signer.exists, "the internal authority is there")
         yield running
 
 

@@ -98,7 +98,7 @@ async def one_site(folder: Path, path: str = "/who") -> AsyncIterator[tuple[Web,
     async with (
         web("one") as (there, port),
         sites_beside(folder / "proxy", routed(one=f'"http://{LOOPBACK}:{port}"')) as sites,
-        browsing(folder / "browser", sites.root.read_bytes()) as page,
+        browsing(folder / "browser", sites.signer.read_bytes()) as page,
     ):
         await page.visit(sites.url(ONE, path))
         yield there, sites, page
@@ -173,7 +173,7 @@ async def test_a_websocket_is_a_stream_of_the_pages_connection(tmp_path: Path) -
         routes = f'[sites."{ONE}"]\n"/" = "http://{LOOPBACK}:{port}"\n"/ws" = "http://{LOOPBACK}:{server.port}"\n'
         async with (
             sites_beside(tmp_path / "proxy", f'{routes}tls = "internal"\n') as sites,
-            browsing(tmp_path / "browser", sites.root.read_bytes()) as page,
+            browsing(tmp_path / "browser", sites.signer.read_bytes()) as page,
         ):
             await page.visit(sites.url(ONE, "/who"))
             await page.run(

@@ -129,7 +129,7 @@ class Manager:
                 if self._config is not self._ready_for:
                     await self.look()
                     await self._make_ready()
-                self._renew_internal()
+                await self._renew_internal()
                 for name in self._due(AT_ONCE - len(self._in_background)):
                     self._in_background.add(name)
                     nursery.start_soon(self._run_in_background, self._begin(name))
@@ -233,8 +233,10 @@ class Manager:
             if site is not None and served.by == "internal":
                 yield site, served.leaf, renews(served.leaf)
 
-    def _renew_internal(self) -> None:
+    async def _renew_internal(self) -> None:
         now = self._clock()
+        if any(when <= now for _, _, when in self._internal()):
+            await trio.to_thread.run_sync(self._source.prepare)  # what signs may be due itself, and waits for a disk
         for site in [site for site, _, when in self._internal() if when <= now]:
             self._publish_internal(site)
 

@@ -11,8 +11,9 @@
     counts/NAME.json                        what CAs with known limits have counted of a name (certs/ledger.py)
     accounts/HASH.orders.json               and of an account
     locks/NAME.lock                         who works on a name (flock)
-    internal/ca.pem                         key and certificate of the internal CA
+    internal/ca.pem                         key and certificate of the internal CA's root
     internal/ca.crt                         its certificate alone, to be imported into browsers
+    internal/intermediate.pem               key and certificate of what signs for it
     pem/NAME                                a link to the folder with key and chain for others (certs/handing_out.py)
     on_renew/NAME.json                      for which certificate `on_renew` has been run, and how that ended
 
@@ -228,22 +229,41 @@ class Store:
         return Accounts(self, self.path / ACCOUNTS)
 
     def internal_ca(self) -> Bundle | None:
-        """Key and certificate of the internal CA. Raises StoreError, or CertificateError if it is damaged."""
-        pem = files.read(self.path / INTERNAL / "ca.pem")
+        """Key and certificate of the internal CA's root. Raises StoreError, or CertificateError if it is damaged."""
+        return self._internal_bundle("ca.pem")
+
+    def internal_intermediate(self) -> Bundle | None:
+        """Key and certificate of the internal CA's intermediate. Raises as `internal_ca`."""
+        return self._internal_bundle("intermediate.pem")
+
+    def _internal_bundle(self, name: str) -> Bundle | None:
+        pem = files.read(self.path / INTERNAL / name)
         return None if pem is None else Bundle.parse(pem)
 
     def save_internal_ca(self, bundle: Bundle) -> None:
-        """Keep `bundle` as the internal CA; hold `internal_lock`. Raises StoreError."""
+        """Keep `bundle` as the internal CA's root; hold `internal_lock`. Raises StoreError."""
         path = self.path / INTERNAL / "ca.pem"
         old = files.read(path)
         if old is not None:
             self.write(path.with_name("ca.pem.previous"), old)
         self.write(path, bundle.pem, bundle)
-        self.write(self.internal_ca_certificate, bundle.chain_pem)
+        self.show_internal_ca(bundle)
+
+    def show_internal_ca(self, bundle: Bundle) -> None:
+        """Have the root's certificate alone beside it, as it is now; hold `internal_lock`. Raises StoreError."""
+        path = self.internal_ca_certificate
+        with files.explained(path, "be read"):
+            shown = path.read_bytes() if path.exists() else b""
+        if shown != bundle.chain_pem:
+            self.write(path, bundle.chain_pem)
+
+    def save_internal_intermediate(self, bundle: Bundle) -> None:
+        """Keep `bundle` as the internal CA's intermediate; hold `internal_lock`. Raises StoreError."""
+        self.write(self.path / INTERNAL / "intermediate.pem", bundle.pem, bundle)
 
     @property
     def internal_ca_certificate(self) -> Path:
-        """The file with the internal CA's certificate alone, once there is one."""
+        """The file with the root's certificate alone, once there is one."""
         return self.path / INTERNAL / "ca.crt"
 
     def internal_lock(self) -> AbstractContextManager[None]:
