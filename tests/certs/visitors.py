@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import errno
+import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import attrs
 import trio
@@ -16,6 +18,8 @@ from cryptography import x509
 from tests.certs.serving import NAME
 from tests.life.served import PATIENCE, Served
 from tests.proxy.stage import LOOPBACK, Caller
+
+T = TypeVar("T")
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % NAME.encode()
 
@@ -112,22 +116,32 @@ async def visitors(service: Served, trust: ssl.SSLContext, rate: float, answer: 
 
 
 async def _visit(port: int, trust: ssl.SSLContext, answer: bytes) -> Visit:
-    begun = time.time()
-    tcp = await trio.open_tcp_stream(LOOPBACK, port, happy_eyeballs_delay=math.inf)
-    stream = trio.SSLStream(tcp, trust, server_hostname=NAME, https_compatible=True)
-    try:
-        await stream.do_handshake()
-        shown = time.time()
-        serial, not_before, not_after = _said(stream.getpeercert(binary_form=True) or b"")
-        await stream.send_all(REQUEST)
-        got = bytearray()
-        while data := await stream.receive_some():
-            got += data
-    finally:
-        await trio.aclose_forcefully(stream)
+    """One of them, on a bare socket: Trio's streams would take half of what a connection costs this process."""
+    begun, got = time.time(), bytearray()
+    with socket.socket() as tcp:
+        tcp.setblocking(False)
+        if tcp.connect_ex((LOOPBACK, port)) == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(tcp)
+        with trust.wrap_socket(tcp, server_hostname=NAME, do_handshake_on_connect=False) as tls:
+            await _when_ready(tls, tls.do_handshake)
+            shown = time.time()
+            serial, not_before, not_after = _said(tls.getpeercert(binary_form=True) or b"")
+            await _when_ready(tls, partial(tls.send, REQUEST))
+            while data := await _when_ready(tls, tls.recv):
+                got += data
     if not got.startswith(answer):
         raise AssertionError(f"got {bytes(got)!r}")
     return Visit(begun, shown, serial, not_before, not_after)
+
+
+async def _when_ready(tls: ssl.SSLSocket, act: Callable[[], T]) -> T:
+    while True:
+        try:
+            return act()
+        except ssl.SSLWantReadError:
+            await trio.lowlevel.wait_readable(tls)
+        except ssl.SSLWantWriteError:
+            await trio.lowlevel.wait_writable(tls)
 
 
 @lru_cache(64)
