@@ -22,7 +22,7 @@ from tests.proxy.stage import HELLO, LOOPBACK, Caller, answering, backend, make_
 from trioproxy.config.model import CertificateFiles, Config, HostPort, Limits, Listen, Timeouts
 from trioproxy.control import ask
 from trioproxy.errors import ConfigError, ListenError, Mistake
-from trioproxy.life.listeners import Addresses
+from trioproxy.life.sockets import Addresses
 from trioproxy.net.lan import Lan
 from trioproxy.proxy import context
 from trioproxy.server import Server

@@ -1,14 +1,13 @@
 """The running server: what lives how long, what signals do, how it starts and how it stops.
 
-Three nurseries, each inside the other, are the whole of it. `services` (the reaper, the pump, the certificate manager,
-the control socket) outlive every connection; `connections` outlive accepting; stopping cancels the innermost, gives
-the next a deadline, and then the outermost has nobody left to serve. How it changes while it runs is `life`.
+The certificate manager, the control socket and reloads are here, and outlive every connection; who accepts and serves
+those are its hands (`life/hands`): this process alone or, with `process.workers`, several others. How it changes while
+it runs is `life`.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 import secrets
 import signal
@@ -30,17 +29,18 @@ from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config
 from trioproxy.control import ControlSocket, Handler, control_socket
 from trioproxy.http.alpn import spoken
+from trioproxy.life.alone import Alone
 from trioproxy.life.circumstances import Circumstances
+from trioproxy.life.hands import Hands
 from trioproxy.life.keeper import Keeper
-from trioproxy.life.listeners import Addresses, Listeners
 from trioproxy.life.reload import Reloads, summary
 from trioproxy.life.reload import handler as reload_handler
 from trioproxy.life.reports import reports
+from trioproxy.life.sockets import Addresses, Sockets
 from trioproxy.life.upgrade import Estate, Succession, Upgrades
 from trioproxy.life.user import become
 from trioproxy.net.dial import Dialler
 from trioproxy.net.http_client import HttpClient
-from trioproxy.net.limits import raise_descriptor_limit
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper
 from trioproxy.proxy.context import Drain, ProxyContext
@@ -99,22 +99,26 @@ class Server:
         self._cell = Cell(self._snapshot(config))
         self._board = ChallengeBoard()
         self._reaper = Reaper()
-        self._ctx = proxy_context(self._cell, self._board, self._reaper)
+        self._sockets = Sockets(config.process.workers)
+        self._hands = self._make_hands()
         self._manager = Manager(
             self._cell,
             self._board,
             self._store,
             self._source,
             lambda settings: acme_client(settings, self._store, self._reaper),
-            listening=Listening(lambda: self._listeners.bound("https"), lambda: self._listeners.bound("http")),
+            listening=Listening(lambda: self._sockets.bound("https"), lambda: self._sockets.bound("http")),
         )
-        self._listeners = Listeners(self._ctx)
+        self._stopping = trio.Event()
         self._reloads = Reloads(
-            self._ctx, self._listeners, self._source, load, self._snapshot, self._manager.wake, self._notifier
+            self._cell, self._hands, self._source, load, self._manager.wake, self._notifier, self._stopping.is_set
         )
         self._keeper = Keeper(self._manager.run)
-        self._stopping = trio.Event()
         self._signalled = False
+
+    def _make_hands(self) -> Hands:
+        ctx = proxy_context(self._cell, self._board, self._reaper)
+        return Alone(ctx, self._sockets, self._snapshot, self._notifier)
 
     async def run(self, task_status: trio.TaskStatus[Addresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT, then let connections finish; a second signal ends them.
@@ -126,12 +130,12 @@ class Server:
         config = self._cell.current.config
         with (
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
-            self._listeners as listeners,
+            self._sockets as sockets,
         ):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # `serve` held it back until we listen for it
-            self._ctx.admission.possible = raise_descriptor_limit(config.limits.connections)
             inherited = self._take_over(config)
-            addresses = listeners.bind(config.listen)
+            sockets.bind(config.listen)
+            addresses = sockets.addresses()
             become(config)
             with control_socket(config.control_socket, inherited) as control:
                 succession = Succession(i) if (i := self._circumstances.inheritance) else None
@@ -142,11 +146,11 @@ class Server:
 
     def _take_over(self, config: Config) -> socket.socket | None:
         """Use the sockets that this process was handed; the control socket too, if that is to be the same."""
-        self._listeners.receive(self._circumstances.passed)
+        self._sockets.receive(self._circumstances.passed)
         inheritance = self._circumstances.inheritance
         if inheritance is None:
             return None
-        self._listeners.inherit(inheritance.listeners, config.listen)
+        self._sockets.inherit(inheritance.listeners, config.listen)
         sock, path = inheritance.control
         if path == config.control_socket:
             return sock
@@ -163,24 +167,17 @@ class Server:
     ) -> None:
         async with trio.open_nursery() as services:
             services.start_soon(self._reaper.run)
-            services.start_soon(self._ctx.pump.run)
-            services.start_soon(self._ctx.pool.run)
-            services.start_soon(self._ctx.lan.run)
-            services.start_soon(self._ctx.admission.run)
             services.start_soon(control.answer, self._handlers(control))
             services.start_soon(self._keeper.run)
             services.start_soon(self._reloads.run)
-            async with trio.open_nursery() as connections:
-                async with trio.open_nursery() as accepting:
-                    self._listeners.start(accepting, connections)
-                    services.start_soon(self._heed, signals, connections)  # noqa: ASYNC111 - for its scope alone
-                    _settle_memory()
-                    log.info("ready: %s", ", ".join(map(str, addresses.https + addresses.http)))
-                    services.start_soon(self._announce, control, succession)
-                    bound()
-                    await self._stopping.wait()
-                    accepting.cancel_scope.cancel()
-                self._begin_drain(connections)
+            services.start_soon(self._heed, signals)
+
+            def serving() -> None:
+                log.info("ready: %s", ", ".join(map(str, addresses.https + addresses.http)))
+                services.start_soon(self._announce, control, succession)
+                bound()
+
+            await self._hands.serve(self._stopping, serving)
             with trio.move_on_after(LAST_WORDS):  # who asked for this end is to hear of it
                 await control.answered()
             services.cancel_scope.cancel()
@@ -191,7 +188,7 @@ class Server:
             await succession.serving(control=control.path == self._inherited_path())
         if not self._stopping.is_set():
             self._notifier.ready(summary(self._cell.current.config))
-        await self._notifier.feed_watchdog()
+        await self._notifier.feed_watchdog(self._hands.healthy)
 
     def _inherited_path(self) -> Path | None:
         inheritance = self._circumstances.inheritance
@@ -200,7 +197,7 @@ class Server:
     def _handlers(self, control: ControlSocket) -> dict[str, Handler]:
         estate = Estate(
             self._circumstances.command,
-            self._listeners,
+            self._sockets,
             control,
             self._notifier,
             stopping=self._stopping.is_set,
@@ -211,7 +208,7 @@ class Server:
         return {
             **handlers(self._manager),
             **import_handlers(self._manager),
-            **reports(self._ctx, self._listeners, self._manager),
+            **reports(self._cell, self._hands, self._sockets, self._manager),
             "reload": reload_handler(self._reloads),
             "upgrade": Upgrades(estate).upgrade,
         }
@@ -224,22 +221,13 @@ class Server:
         control.resume()
         self._keeper.resume()
 
-    def _begin_drain(self, connections: trio.Nursery) -> None:
-        seconds = self._cell.current.config.timeouts.drain
-        self._ctx.drain.begin()
-        status = f"stopping: {len(connections.child_tasks)} connections may finish within {seconds:g} s"
-        self._notifier.stopping(status)
-        if connections.child_tasks:
-            log.info("%s", status)
-        connections.cancel_scope.deadline = trio.current_time() + seconds
-
-    async def _heed(self, signals: AsyncIterator[int], connections: trio.Nursery) -> None:
+    async def _heed(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             if number == signal.SIGHUP:
                 self._reloads.asked.set()
             elif self._signalled:
                 log.warning("stopping at once: open connections are cut")
-                connections.cancel_scope.cancel()
+                self._hands.cut()
             else:
                 self._signalled = True
                 self._stopping.set()
@@ -248,14 +236,3 @@ class Server:
         return Snapshot(
             config, RouteTable.of(config), Contexts(self._source.context_for), self._source.awaiting(config)
         )
-
-
-def _settle_memory() -> None:
-    """Tell the garbage collector that what the start made stays, and that connections come and go by the thousand.
-
-    It would otherwise walk all modules every few hundred connections, for 5 % of the time of a short one. Tasks leave
-    cycles behind, so it must still run, only less often: 20,000 objects are a few megabytes.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)

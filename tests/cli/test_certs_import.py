@@ -28,7 +28,7 @@ from trioproxy.certs.bundle import Bundle
 from trioproxy.certs.store import Store
 from trioproxy.cli.main import command
 from trioproxy.config.load import load
-from trioproxy.life.listeners import Addresses
+from trioproxy.life.sockets import Addresses
 from trioproxy.server import Server
 
 NAME, OTHER = "cloud.example.com", "home.example.com"

@@ -17,7 +17,7 @@ from tests.process.managers import manager
 from trioproxy.control import ControlSocket, control_socket
 from trioproxy.errors import ControlError, ListenError
 from trioproxy.life import upgrade
-from trioproxy.life.listeners import Listeners
+from trioproxy.life.sockets import Sockets
 from trioproxy.life.upgrade import Estate, Succession, Upgrades
 from trioproxy.process.inheritance import VARIABLE, Inheritance, inheritance
 from trioproxy.process.notify import Notifier
@@ -52,7 +52,7 @@ class Old:
         return Upgrades(
             Estate(
                 [sys.executable, "-c", PREAMBLE + program],
-                cast(Listeners, self),
+                cast(Sockets, self),
                 self.control,
                 self.notifier,
                 stopping=lambda: self.stopping,

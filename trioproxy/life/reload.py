@@ -1,8 +1,7 @@
 """Going by a configuration that was read anew: all of it or, if anything is wrong, none of it.
 
 What it changes is found out before it is done (`config/difference`), so it can be asked for without being done. Names
-that stay keep every connection that they have. Those of names that go are asked to end: the ones that wait for a next
-request at once, the others within `timeouts.drain`.
+that stay keep every connection that they have; those of names that go are asked to end (`farewell`).
 """
 
 from __future__ import annotations
@@ -17,17 +16,13 @@ import trio
 
 from trioproxy.certs.contexts import ContextSource, read_files
 from trioproxy.certs.preflight import check_files
-from trioproxy.config.difference import KINDS, Difference, compare
+from trioproxy.config.difference import Difference, compare
 from trioproxy.config.model import CertificateFiles, Config
 from trioproxy.control import Report
 from trioproxy.errors import CertificateError, ConfigError, ControlError, ListenError
-from trioproxy.life.listeners import Listeners
-from trioproxy.net.limits import raise_descriptor_limit
-from trioproxy.net.sock import Stream
+from trioproxy.life.hands import Hands
 from trioproxy.process.notify import Notifier
-from trioproxy.proxy.context import ProxyContext
-from trioproxy.proxy.guests import ask_to_leave, homeless, show_out
-from trioproxy.snapshot import Snapshot
+from trioproxy.snapshot import Cell
 
 log = logging.getLogger("trioproxy.server")
 
@@ -66,53 +61,50 @@ class Reloads:
     """Carries out reloads, one at a time.
 
     Args:
-        ctx: The running proxy.
-        listeners: Its listeners.
+        cell: What the server goes by.
+        hands: What it serves with.
         source: Knows which certificates are served.
         load: Reads the configuration; raises ConfigError.
-        snapshot: Makes what the proxy goes by of a configuration.
         wake: Called when all is done.
         notifier: Is told of each reload.
+        stopping: Whether the server is at its end already.
     """
 
     def __init__(
         self,
-        ctx: ProxyContext,
-        listeners: Listeners,
+        cell: Cell,
+        hands: Hands,
         source: ContextSource,
         load: Callable[[], Config],
-        snapshot: Callable[[Config], Snapshot],
         wake: Callable[[], None],
         notifier: Notifier,
+        stopping: Callable[[], bool],
     ) -> None:
         self.asked = trio.Event()
-        self._ctx = ctx
-        self._listeners = listeners
+        self._cell = cell
+        self._hands = hands
         self._source = source
         self._load = load
-        self._snapshot = snapshot
         self._wake = wake
         self._notifier = notifier
+        self._stopping = stopping
         self._turn = trio.Lock()
-        self._removals = trio.Event()
 
     async def run(self) -> None:
-        """Reload when `asked` is set, and see out whom a reload has made homeless; until cancelled.
+        """Reload when `asked` is set, until cancelled.
 
         A task of its own, for reading may hang (a dead network drive, a FIFO), and SIGTERM must be heeded even then.
         Whatever is asked for while a reload is under way comes to one more.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._see_out)
-            while True:
-                await self.asked.wait()
-                self.asked = trio.Event()
-                try:
-                    await self.reload()
-                except (ConfigError, ListenError, ControlError):
-                    pass  # told in the log already
-                except Exception:
-                    log.exception("a bug in trioproxy: not reloaded; still serving by the old configuration")
+        while True:
+            await self.asked.wait()
+            self.asked = trio.Event()
+            try:
+                await self.reload()
+            except (ConfigError, ListenError, ControlError):
+                pass  # told in the log already
+            except Exception:
+                log.exception("a bug in trioproxy: not reloaded; still serving by the old configuration")
 
     async def reload(self, *, dry_run: bool = False) -> Outcome:
         """Read the configuration again and go by it; if anything is wrong with it, say so and change nothing.
@@ -126,12 +118,12 @@ class Reloads:
         Raises:
             ConfigError: the file has mistakes.
             ListenError: an address cannot be bound.
-            ControlError: the server is stopping.
+            ControlError: the server is stopping, or a worker cannot go by the file.
         """
         async with self._turn:
             if dry_run:
                 return await self._look(await self._read())
-            if not self._ctx.drain.begun:
+            if not self._stopping():
                 self._notifier.reloading()
             try:
                 outcome = await self._reload()
@@ -147,28 +139,24 @@ class Reloads:
                 log.info("not reloaded: %s", exc)
                 raise
             finally:
-                if not self._ctx.drain.begun:
-                    self._notifier.ready(summary(self._ctx.cell.current.config))
+                if not self._stopping():
+                    self._notifier.ready(summary(self._cell.current.config))
             return outcome
 
     async def _reload(self) -> Outcome:
         config = await self._read()
         outcome = await self._look(config)
-        if self._ctx.drain.begun:
+        if self._stopping():
             raise ControlError("the server is stopping")
-        self._listeners.move(config.listen)
+        # What needs a restart stays as it is until then, also for the next comparison.
+        old = self._cell.current.config
+        config = attrs.evolve(config, storage=old.storage, control_socket=old.control_socket, process=old.process)
+        await self._hands.take(config)
         for line in outcome.lines():
             log.info("reload: %s", line)
-        # What needs a restart stays as it is until then, also for the next comparison.
-        old = self._ctx.cell.current.config
-        config = attrs.evolve(config, storage=old.storage, control_socket=old.control_socket, process=old.process)
         if config.log.level != old.log.level:
             logging.getLogger("trioproxy").setLevel(config.log.level.upper())
-        self._ctx.admission.possible = raise_descriptor_limit(config.limits.connections)
-        snapshot = self._snapshot(config)
-        self._ctx.cell.update(lambda _: snapshot)
         self._wake()
-        self._removals.set()
         log.info("reloaded: %s", summary(config))
         return outcome
 
@@ -183,11 +171,11 @@ class Reloads:
         return config
 
     async def _look(self, new: Config) -> Outcome:
-        old = self._ctx.cell.current.config
+        old = self._cell.current.config
         renewed = await trio.to_thread.run_sync(lambda: tuple(self._renewed_files(old, new)), abandon_on_cancel=True)
         difference = compare(old, new)
         going = {(named.kind, named.name) for named in difference.removed}
-        present = Counter((KINDS[type(guest.entry)], guest.entry.name) for guest in self._ctx.guests.values())
+        present = (await self._hands.census()).guests if going else Counter()
         ending = {name: count for (kind, name), count in present.items() if (kind, name) in going}
         return Outcome(difference, renewed, ending)
 
@@ -203,22 +191,6 @@ class Reloads:
                 continue
             if leaf != served.leaf:
                 yield f"{name}: {site.tls.certificate} holds another one, until {leaf.not_after:%Y-%m-%d}"
-
-    async def _see_out(self) -> None:
-        """After each reload that removed names, end their connections."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                await self._removals.wait()
-                self._removals = trio.Event()
-                if leaving := homeless(self._ctx):
-                    ask_to_leave(self._ctx, leaving)
-                    nursery.start_soon(self._give_time, leaving)
-
-    async def _give_time(self, leaving: list[Stream]) -> None:
-        """Whoever is still homeless after `timeouts.drain` is shown out; a name may have come back meanwhile."""
-        await trio.sleep(self._ctx.cell.current.config.timeouts.drain)
-        still = set(homeless(self._ctx)) & set(leaving)
-        await show_out(self._ctx, still, "its name is not configured any more")
 
 
 def summary(config: Config) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from typing import Any
 
 import trio
@@ -14,29 +13,28 @@ from trioproxy.certs.manager import Manager
 from trioproxy.config.difference import KINDS, Entry
 from trioproxy.control import Handler, Report
 from trioproxy.errors import ControlError
-from trioproxy.life.listeners import Listeners
-from trioproxy.net.sock import Stream
-from trioproxy.proxy.context import Guest, ProxyContext
-from trioproxy.proxy.guests import show_out
+from trioproxy.life.hands import Hands
+from trioproxy.life.sockets import Sockets
+from trioproxy.snapshot import Cell
 
 log = logging.getLogger("trioproxy.server")
 
 
-def reports(ctx: ProxyContext, listeners: Listeners, manager: Manager) -> dict[str, Handler]:
+def reports(cell: Cell, hands: Hands, sockets: Sockets, manager: Manager) -> dict[str, Handler]:
     """What the control socket carries out for `trioproxy status` and `trioproxy connections`."""
     begun = trio.current_time()
 
     async def status(_: dict[str, Any], __: Report) -> dict[str, Any]:
         await manager.look()
-        config = ctx.cell.current.config
+        census = await hands.census()
+        config = cell.current.config
         certificates = {certificate.name: certificate for certificate in manager.listing()}
-        present = Counter((KINDS[type(guest.entry)], guest.entry.name) for guest in ctx.guests.values())
         every: tuple[Entry, ...] = (*config.passthrough.values(), *config.sites.values())
         names = [
             {
                 "name": entry.name,
                 "kind": KINDS[type(entry)],
-                "connections": present[KINDS[type(entry)], entry.name],
+                "connections": census.guests[KINDS[type(entry)], entry.name],
                 "days_left": certificates[entry.name].days_left if entry.name in certificates else None,
                 "certificate": certificates[entry.name].state if entry.name in certificates else "its backend's",
             }
@@ -47,50 +45,22 @@ def reports(ctx: ProxyContext, listeners: Listeners, manager: Manager) -> dict[s
             "pid": os.getpid(),
             "configuration": str(config.path),
             "uptime": trio.current_time() - begun,
-            "https": [str(address) for address in listeners.bound("https")],
-            "http": [str(address) for address in listeners.bound("http")],
-            "connections": ctx.admission.open,
-            "hidden_clients": ctx.admission.suspect,
+            "https": [str(address) for address in sockets.bound("https")],
+            "http": [str(address) for address in sockets.bound("http")],
+            "connections": census.open,
+            "hidden_clients": census.suspect,
+            "workers": list(census.workers),
             "names": names,
         }
 
     async def connections(arguments: dict[str, Any], _: Report) -> dict[str, Any]:
-        await trio.lowlevel.checkpoint()
-        name = str(arguments.get("name", ""))
-        now = trio.current_time()
-        relayed = {relay.forth.source for relay in ctx.pump.relays()}
-        return {
-            "connections": [
-                {
-                    "id": guest.number,
-                    "client": str(guest.peer),
-                    "name": guest.entry.name,
-                    "kind": _kind(ctx, stream, guest, relayed=stream.sock in relayed),
-                    "seconds": now - guest.since,
-                }
-                for stream, guest in ctx.guests.items()
-                if name in ("", guest.entry.name)
-            ]
-        }
+        return {"connections": await hands.connections(str(arguments.get("name", "")))}
 
     async def close(arguments: dict[str, Any], _: Report) -> dict[str, Any]:
         number = int(arguments["id"])
-        found = [stream for stream, guest in ctx.guests.items() if guest.number == number]
-        if not found:
+        if not await hands.close(number):
             raise ControlError(f"there is no connection {number}; it may have ended")
-        log.info("connection %d is ended by command", number)
-        await show_out(ctx, found, "ended by command")
+        log.info("connection %d was ended by command", number)
         return {"closed": number}
 
     return {"status": status, "connections": connections, "connections.close": close}
-
-
-def _kind(ctx: ProxyContext, stream: Stream, guest: Guest, *, relayed: bool) -> str:
-    """What a connection is at, in a word."""
-    if relayed or KINDS[type(guest.entry)] == "passthrough":
-        return "passthrough"
-    if stream in ctx.tunnels:
-        return "tunnel"
-    if stream in ctx.drain.idle or stream in ctx.drain.fresh:
-        return "idle"
-    return "http/2" if stream.alpn() == "h2" else "request"

@@ -14,7 +14,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -60,10 +60,15 @@ class Notifier:
         self._address = ""
         self.watchdog = math.inf
 
-    async def feed_watchdog(self) -> None:
-        """Show that the event loop runs, until cancelled or until somebody else is the service."""
+    async def feed_watchdog(self, healthy: Callable[[], bool] = lambda: True) -> None:
+        """Show that the event loop runs, until cancelled or until somebody else is the service.
+
+        Args:
+            healthy: Whether there is something to show besides.
+        """
         while self.watchdog < math.inf:
-            self._send("WATCHDOG=1")
+            if healthy():
+                self._send("WATCHDOG=1")
             await trio.sleep(self.watchdog / 2)
 
     def _send(self, *lines: str) -> None:

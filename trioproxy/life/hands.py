@@ -1,0 +1,62 @@
+"""What a server serves with: itself (`alone`), or several processes (`crew`). Everything else of it is the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import attrs
+import trio
+
+from trioproxy.config.model import Config
+
+
+@attrs.frozen
+class Census:
+    """The connections of a server, or of one of its processes.
+
+    Attributes:
+        open: How many there are, on all ports.
+        suspect: The address behind which all clients seem to be hidden, or "".
+        guests: Those on port 443 by kind and name of what they came for.
+        workers: The process and the connections of each worker; empty where one process serves alone.
+    """
+
+    open: int
+    suspect: str
+    guests: Counter[tuple[str, str]]
+    workers: tuple[dict[str, Any], ...] = ()
+
+
+class Hands(Protocol):
+    """Serves connections."""
+
+    async def serve(self, stopping: trio.Event, serving: Callable[[], None]) -> None:
+        """Accept until `stopping`; then let connections finish within `timeouts.drain`, and return.
+
+        `serving` is called once, as soon as connections are accepted.
+        """
+
+    def cut(self) -> None:
+        """End all connections now; `serve` returns."""
+
+    async def take(self, config: Config) -> None:
+        """Go by another configuration.
+
+        Raises:
+            ListenError: an address cannot be bound. Nothing has changed.
+            ControlError: a worker cannot go by it. Nothing has changed.
+        """
+
+    async def census(self) -> Census:
+        """Count connections."""
+
+    async def connections(self, name: str) -> list[dict[str, Any]]:
+        """Connections on port 443, of one name or, for "", of all, as `trioproxy connections` shows them."""
+
+    async def close(self, number: int) -> bool:
+        """End one of them, and say whether it was there."""
+
+    def healthy(self) -> bool:
+        """Whether those who serve have shown lately that they are alive."""
