@@ -105,6 +105,16 @@ async def test_what_each_ca_said_is_told(tmp_path: Path, autojump_clock: Jumping
     assert status.needs_a_person
 
 
+async def test_attempts_are_counted_by_what_came_of_them(tmp_path: Path, autojump_clock: Jumping) -> None:
+    w = quick(tmp_path, TWO)
+    w.authority.broken = {FIRST: failing("account"), SECOND: failing("unreachable")}
+    await run_for(10, w)
+    assert w.manager.attempts == {(NAME, "account"): 1, (NAME, "unreachable"): 1}
+    w.authority.broken.pop(SECOND)
+    await w.manager.renew([NAME], False, lambda _: None)
+    assert w.manager.attempts == {(NAME, "account"): 2, (NAME, "unreachable"): 1, (NAME, "issued"): 1}
+
+
 async def test_an_order_that_is_under_way_is_gone_on_with_first(tmp_path: Path, autojump_clock: Jumping) -> None:
     w = quick(tmp_path, TWO)
     await w.store.journal(NAME).intend(SECOND, b"a key")

@@ -80,6 +80,22 @@ async def test_a_new_pair_is_served_at_the_next_look(
     assert line.endswith(f"new handshakes get {new.leaf.serial}")
 
 
+async def test_the_last_good_pair_is_known_to_who_asks_when_it_expires(tmp_path: Path) -> None:
+    old, new = bundle(NAME), bundle(NAME)
+    w = watched(tmp_path, old)
+    await w.watch.look()
+    assert w.watch.leaves == {NAME: old.leaf}, "although nobody has asked for the site yet"
+    w.files.certificate.write_bytes(new.chain_pem)
+    await w.watch.look()
+    assert w.watch.leaves == {NAME: old.leaf}
+    w.files.key.write_bytes(new.key_pem)
+    await w.watch.look()
+    assert w.watch.leaves == {NAME: new.leaf}
+    w.cell.update(lambda s: attrs.evolve(s, config=attrs.evolve(s.config, sites={})))
+    await w.watch.look()
+    assert w.watch.leaves == {}
+
+
 async def test_what_changed_before_the_first_look_is_seen_too(tmp_path: Path) -> None:
     w, new = watched(tmp_path, bundle(NAME)), bundle(NAME)
     w.serial()

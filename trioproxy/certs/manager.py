@@ -29,7 +29,7 @@ from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.internal_ca import Clock, utc_now
 from trioproxy.certs.known import Known, renews
 from trioproxy.certs.ledger import Ledger
-from trioproxy.certs.overview import overview
+from trioproxy.certs.overview import Leaves, overview
 from trioproxy.certs.renewal import Renewals
 from trioproxy.certs.rounds import Obtain
 from trioproxy.certs.served import Listening
@@ -83,6 +83,8 @@ class Manager:
 
     Attributes:
         aftercare: Sees to what is done after a swap.
+        attempts: See `rounds.Rounds`.
+        leaves: The certificates that there are.
     """
 
     def __init__(
@@ -103,6 +105,8 @@ class Manager:
         rng = rng or random.Random()  # noqa: S311 - it spreads load, it keeps no secret
         self._authorities = Authorities(cell, make_client)
         self._work = Renewals(cell, board, store, source, self._authorities, clock, rng, obtain, self.aftercare, ledger)
+        self.attempts = self._work.attempts
+        self.leaves = Leaves(self._work.known, self._watch.leaves, source.served)
         self._advisor = Advisor(self._work.known, store, self._authorities, clock, rng, self._hurry)
         self._cell = cell
         self._store = store

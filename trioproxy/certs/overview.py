@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
+import attrs
+
+from trioproxy.certs.bundle import Leaf
 from trioproxy.certs.contexts import Served, read_files
 from trioproxy.certs.known import Known, renews
 from trioproxy.certs.status import CertificateStatus, status_of
 from trioproxy.config.model import CertificateFiles, Site
 from trioproxy.errors import CertificateError
+
+
+@attrs.frozen
+class Leaves:
+    """The certificates that sites have of their own, wherever they come from; what is handed in changes with them.
+
+    Attributes:
+        known: Of certificates of a CA.
+        in_files: What was last good in files of the user's.
+        served: What handshakes get.
+    """
+
+    known: Mapping[str, Known]
+    in_files: Mapping[str, Leaf]
+    served: Mapping[str, Served]
+
+    def of(self, site: Site) -> Leaf | None:
+        """The one of `site`; None where there is none, or nobody has asked for what is made when somebody asks."""
+        name = site.name
+        if site.tls == "acme":
+            return known.leaf if (known := self.known.get(name)) else None
+        served = self.served.get(name)
+        if served is not None and (site.tls == "internal" or served.by == "files"):
+            return served.leaf
+        return self.in_files.get(name)
 
 
 def overview(site: Site, now: datetime, known: Known, served: Served | None, *, busy: bool) -> CertificateStatus:

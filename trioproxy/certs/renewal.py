@@ -77,6 +77,7 @@ class Renewals:
         self._clock = clock
         self._rng = rng
         self._rounds = Rounds(board, store, authorities, clock, ledger or Ledger(store, clock), obtain)
+        self.attempts = self._rounds.attempts
         self._aftercare = aftercare
 
     def look_at(self, site: Site) -> Known:

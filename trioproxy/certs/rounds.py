@@ -14,6 +14,7 @@ Each way of proving a name is an order of its own; the next one is tried at once
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 
@@ -121,6 +122,10 @@ class Rounds:
         clock: The wall clock, UTC.
         ledger: What has been asked for.
         obtain: Carries out an order.
+
+    Attributes:
+        attempts: How often each name was ordered at an authority, and what came of it: "issued", or the kind of the
+            failure.
     """
 
     _board: ChallengeBoard
@@ -129,6 +134,7 @@ class Rounds:
     _clock: Clock
     _ledger: Ledger
     _obtain: Obtain
+    attempts: Counter[tuple[str, str]] = attrs.field(factory=Counter, init=False)
 
     async def plan(self, name: str, known: Known, *, force: bool, wished: bool) -> list[Acme]:
         """Whom to ask for a certificate for `name` now, in this order.
@@ -168,11 +174,15 @@ class Rounds:
         for acme in whom:
             report(f"asking {authority(acme.directory)}")
             try:
-                return await self._ask(site, known, acme, report, force=force)
+                issued = await self._ask(site, known, acme, report, force=force)
             except AcmeError as exc:
+                self.attempts[site.name, exc.failure] += 1
                 failures.append((acme, exc))
                 if exc.failure in SEEN_BY_ALL:
                     break
+            else:
+                self.attempts[site.name, "issued"] += 1
+                return issued
         raise NobodyIssued(tuple(failures))
 
     async def rehearse(self, site: Site, acme: Acme, report: Report) -> Issued:

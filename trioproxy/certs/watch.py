@@ -56,6 +56,9 @@ class FileWatch:
         source: Makes contexts.
         check: Looks what is served after a swap, and says so in words.
         clock: The wall clock, UTC.
+
+    Attributes:
+        leaves: The certificate that was last good in the files of each site.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class FileWatch:
         self._source = source
         self._check = check
         self._clock = clock
+        self.leaves: dict[str, Leaf] = {}
         self._seen: dict[str, _Seen] = {}
         self._woken = trio.Event()
 
@@ -87,6 +91,7 @@ class FileWatch:
         sites = dict(self._sites())
         for name in self._seen.keys() - sites.keys():
             del self._seen[name]
+            self.leaves.pop(name, None)
         for name, files in sites.items():
             # A network drive may not answer: whoever stops the server need not wait for it.
             state, pair = await trio.to_thread.run_sync(
@@ -104,6 +109,8 @@ class FileWatch:
         before, site = self._seen.get(name), self._cell.current.config.sites.get(name)
         if site is None or site.tls != files:  # a reload came between
             return
+        if isinstance(pair, Bundle):
+            self.leaves[name] = pair.leaf
         known = before is not None and before.files == files
         came = self._publish(site, pair, known=known) if isinstance(pair, Bundle) else pair
         if isinstance(came, Leaf):
