@@ -6,6 +6,13 @@ import logging
 import sys
 
 
+def one_line(text: str) -> str:
+    """`text` with all that is not printable escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class OneLine(logging.Formatter):
     """Escapes what is not printable (line ends, terminal escapes, bidirectional controls) in messages.
 
@@ -18,10 +25,7 @@ class OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         """The line without a traceback, escaped."""
-        line = super().formatMessage(record)
-        if line.isprintable():
-            return line
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+        return one_line(super().formatMessage(record))
 
 
 def configure(level: str) -> None:

@@ -292,7 +292,7 @@ async def test_the_first_of_several_is_taken_as_long_as_it_answers() -> None:
     dialler = Dialler(Reaper())
     with backends(ONE, TWO) as (port, [_, second]):
         for _ in range(3):
-            assert reached(await dialler.dial_first([HostPort(ONE, port), HostPort(TWO, port)], 5)) == ONE
+            assert reached((await dialler.dial_first([HostPort(ONE, port), HostPort(TWO, port)], 5))[1]) == ONE
         assert accepted(second) is None
 
 
@@ -305,12 +305,12 @@ async def test_one_that_refuses_is_set_aside_and_taken_again_later(
         pass
     both = [HostPort(ONE, port), HostPort(TWO, port)]
     with socket.create_server((TWO, port)):
-        assert reached(await dialler.dial_first(both, 5)) == TWO
+        assert reached((await dialler.dial_first(both, 5))[1]) == TWO
         with socket.create_server((ONE, port)):
             mock_clock.jump(9)
-            assert reached(await dialler.dial_first(both, 5)) == TWO, "it is set aside for ten seconds"
+            assert reached((await dialler.dial_first(both, 5))[1]) == TWO, "it is set aside for ten seconds"
             mock_clock.jump(2)
-            assert reached(await dialler.dial_first(both, 5)) == ONE
+            assert reached((await dialler.dial_first(both, 5))[1]) == ONE
     assert [r.getMessage() for r in caplog.records] == [
         f"127.0.0.1:{port}: Connection refused: set aside, others are tried first for 10 s",
         f"127.0.0.1:{port} answers again",
@@ -326,7 +326,7 @@ async def test_all_are_tried_when_all_are_set_aside() -> None:
         await dialler.dial_first(both, 5)
     for host in (ONE, TWO):
         with socket.create_server((host, port)):
-            assert reached(await dialler.dial_first(both, 5)) == host
+            assert reached((await dialler.dial_first(both, 5))[1]) == host
 
 
 async def test_each_of_several_has_its_own_patience() -> None:
@@ -335,7 +335,7 @@ async def test_each_of_several_has_its_own_patience() -> None:
     with silent(ONE) as (port, _), socket.create_server((TWO, port)):
         async with running(reaper):
             with trio.fail_after(5):
-                stream = await dialler.dial_first([HostPort(ONE, port), HostPort(TWO, port)], 0.1)
+                _, stream = await dialler.dial_first([HostPort(ONE, port), HostPort(TWO, port)], 0.1)
         assert reached(stream) == TWO
 
 
@@ -348,7 +348,7 @@ async def test_while_one_tries_a_silent_backend_again_others_go_on(mock_clock: M
 
             @nursery.start_soon
             async def _finds_out() -> None:
-                assert reached(await dialler.dial_first(both, 5)) == TWO
+                assert reached((await dialler.dial_first(both, 5))[1]) == TWO
 
             await wait_all_tasks_blocked()
             mock_clock.jump(5.1)
@@ -356,7 +356,7 @@ async def test_while_one_tries_a_silent_backend_again_others_go_on(mock_clock: M
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dialler.dial_first, both, 5)
             await wait_all_tasks_blocked()
-            assert reached(await dialler.dial_first(both, 5)) == TWO
+            assert reached((await dialler.dial_first(both, 5))[1]) == TWO
             nursery.cancel_scope.cancel()
 
 
@@ -406,7 +406,7 @@ async def test_a_lack_of_descriptors_is_told_apart_and_blamed_on_no_backend(
         (await dialler.dial(both[0])).close()  # the resolver's thread needs descriptors too
         with no_more_descriptors(), pytest.raises(OutOfDescriptors, match="Too many open files"):
             await dialler.dial_first(both, 5)
-        assert reached(await dialler.dial_first(both, 5)) == ONE
+        assert reached((await dialler.dial_first(both, 5))[1]) == ONE
     assert caplog.records == []
 
 
@@ -469,5 +469,5 @@ async def test_a_backend_that_cannot_be_called_as_the_client_is_passed_over_and_
     dialler = Dialler(Reaper())
     with backends("::1", ONE) as (port, _):
         both = [HostPort("::1", port), HostPort(ONE, port)]
-        assert reached(await dialler.dial_first(both, 5, client=FOUR)) == ONE
-        assert reached(await dialler.dial_first(both, 5)) == "::1"
+        assert reached((await dialler.dial_first(both, 5, client=FOUR))[1]) == ONE
+        assert reached((await dialler.dial_first(both, 5))[1]) == "::1"

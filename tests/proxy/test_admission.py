@@ -103,7 +103,7 @@ async def test_the_log_and_the_access_rules_go_by_the_announced_client(caplog: p
         await stream.send_all(HEADERS["v1"] + client_hello("unknown.test"))
         assert (await rest(stream))[:1] == b"\x15"
         await proxy.until_idle()
-    assert "192.0.2.7:50000: refused: unknown.test is configured nowhere" in caplog.messages
+    assert "192.0.2.7:50000 #1: refused: unknown.test is configured nowhere" in caplog.messages
 
 
 @pytest.mark.parametrize("header", [LOCAL, b"PROXY UNKNOWN\r\n"])
@@ -233,7 +233,7 @@ async def test_the_fields_of_a_trusted_proxy_are_extended_and_anybody_else_s_rep
         assert b"x-real-ip: 198.51.100.7\r\n" in seen.received
         assert b"x-forwarded-proto: https\r\n" in seen.received
         assert (await caller.ask("GET", "/", "unknown.test", sent)).status == 404
-        assert caplog.messages[-1].startswith("198.51.100.7: GET unknown.test/")
+        assert caplog.messages[-1].startswith("198.51.100.7 #1: GET unknown.test/")
 
         seen.received.clear()
         assert (await Caller(await proxy.plain()).ask("GET", "/", SITE, sent)).status == 200

@@ -12,6 +12,7 @@ from trioproxy.config.model import Timeouts
 from trioproxy.errors import StreamTimeout
 from trioproxy.http.messages import RequestHead
 from trioproxy.proxy.h2_client import H2Client
+from trioproxy.witness.records import Exchange
 
 
 def stream(queued: list[int]) -> tuple[H2Client, list[int]]:
@@ -24,7 +25,8 @@ def stream(queued: list[int]) -> tuple[H2Client, list[int]]:
         body=lambda *_, **__: None,
     )
     shared: Any = SimpleNamespace(codec=codec, timeouts=Timeouts(idle=5.0), ring=lambda: None, stuck=set())
-    return H2Client(shared, 1, RequestHead(b"POST", b"/", b"a", [], (2, 0), None), ended=False), resets
+    request = RequestHead(b"POST", b"/", b"a", [], (2, 0), None)
+    return H2Client(shared, 1, request, Exchange(1, "192.0.2.1", "https", 0.0, request), ended=False), resets
 
 
 def test_a_fast_download_whose_queue_is_always_full_goes_on() -> None:

@@ -148,7 +148,9 @@ class Dialler:
             sock.close()
             raise
 
-    async def dial_first(self, addresses: Sequence[HostPort], patience: float, *, client: str = "") -> Stream:
+    async def dial_first(
+        self, addresses: Sequence[HostPort], patience: float, *, client: str = ""
+    ) -> tuple[HostPort, Stream]:
         """Connect to the first of `addresses` that answers, in their order.
 
         One that failed is set aside: for a while the others are tried before it. With all of them set aside, all are
@@ -159,18 +161,21 @@ class Dialler:
             patience: Seconds that each may take to answer.
             client: As for `dial`.
 
+        Returns:
+            The one that answered, and the connection.
+
         Raises:
             UpstreamError: as for `dial`, of the last one that was tried.
         """
         if len(addresses) == 1:
-            return await self.dial(addresses[0], trio.current_time() + patience, client=client)
+            return addresses[0], await self.dial(addresses[0], trio.current_time() + patience, client=client)
         *others, last = self._failover.in_turn(addresses, trio.current_time())
         for address in others:
             try:
-                return await self._try(address, patience, client)
+                return address, await self._try(address, patience, client)
             except UpstreamError:
                 continue
-        return await self._try(last, patience, client)
+        return last, await self._try(last, patience, client)
 
     async def _try(self, address: HostPort, patience: float, client: str) -> Stream:
         began = trio.current_time()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -55,16 +56,24 @@ class Peer:
 
     Attributes:
         host: The client's address, an IPv4 or IPv6 literal without scope.
-        port: Its port.
+        port: Its port; 0 when that is not known, for the address is one that a proxy has told of.
+        number: Tells the connection apart from all others of this process, from when it was accepted; 0 for none.
         local: What it connected to, where a PROXY header has told; else the socket knows.
     """
 
     host: str
     port: int
+    number: int = attrs.field(default=0, eq=False)
     local: HostPort | None = None
 
+    @property
+    def address(self) -> str:
+        """Its address and port, as they are written."""
+        return str(HostPort(self.host, self.port)) if self.port else self.host
+
     def __str__(self) -> str:
-        return str(HostPort(self.host, self.port))
+        """For the log, where everything that is told of the connection has its number."""
+        return f"{self.address} #{self.number}"
 
 
 Handler = Callable[[Socket, Peer], object]
@@ -123,15 +132,19 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
 
 
-async def accept_forever(listener: socket.socket, handle: Handler, shedder: Shedder | None = None) -> None:
+async def accept_forever(
+    listener: socket.socket, handle: Handler, shedder: Shedder | None = None, numbers: Iterator[int] | None = None
+) -> None:
     """Accept connections and hand each to `handle`, until cancelled.
 
     Args:
         listener: Listens, and does not block.
         handle: Takes over what was accepted.
         shedder: Makes room when descriptors have run out.
+        numbers: Gives each connection its own, among all that are accepted by these.
     """
     family = listener.family
+    numbers = numbers or itertools.count(1)
     with _Exhaustion(listener, shedder or Shedder()) as exhaustion:
         while True:
             for _ in range(ACCEPTS_IN_A_ROW):
@@ -147,7 +160,7 @@ async def accept_forever(listener: socket.socket, handle: Handler, shedder: Shed
                     continue
                 if exhaustion.since is not None:
                     exhaustion.over()
-                handle(sock, Peer(address[0].partition("%")[0], address[1]))
+                handle(sock, Peer(address[0].partition("%")[0], address[1], next(numbers)))
             await checkpoint()
 
 

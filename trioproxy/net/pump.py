@@ -63,7 +63,20 @@ class _Direction:
     in which little was there.
     """
 
-    __slots__ = ("awaited", "busy", "ended", "ending", "other", "pending", "pipe", "queued", "relay", "sink", "source")
+    __slots__ = (
+        "awaited",
+        "busy",
+        "carried",
+        "ended",
+        "ending",
+        "other",
+        "pending",
+        "pipe",
+        "queued",
+        "relay",
+        "sink",
+        "source",
+    )
 
     other: _Direction  # the way back
 
@@ -72,6 +85,7 @@ class _Direction:
         self.source = source
         self.sink = sink
         self.pending = b""
+        self.carried = 0  # bytes that the sink has taken
         self.ending = False  # the source's end, or an error, was announced: read on until it shows
         self.ended = False
         self.busy = 0  # turns in a row that ended with the quota
@@ -109,6 +123,7 @@ class _Direction:
         try:
             if self.pending:
                 moved = self.sink.send(self.pending)
+                self.carried += moved
                 self.pending = self.pending[moved:]
                 if self.pending:
                     return moved, False
@@ -122,6 +137,7 @@ class _Direction:
                 except BlockingIOError:
                     sent = 0
                 moved += sent
+                self.carried += sent
                 if sent < size:
                     self.pending = bytes(buffer[sent:size])
                     return moved, False
@@ -145,6 +161,7 @@ class _Direction:
                 sent = os.splice(pipe.read_end, sink, pipe.held, flags=_NON_BLOCKING)
                 pipe.held -= sent
                 moved += sent
+                self.carried += sent
         except BlockingIOError:
             return moved, False
         return moved, True
@@ -222,6 +239,8 @@ class Pump:
         Raises:
             ConnectionLost: one side was reset. The caller should abort both.
             StreamTimeout: nothing moved for `idle` seconds.
+
+        However it ends, `carried` of both says how much has gone through.
         """
         relay = _Relay(self, client.sock, backend.sock, idle)
         from_client, from_backend = client.sock.fileno(), backend.sock.fileno()
@@ -235,10 +254,13 @@ class Pump:
         # too. What lies in the sockets after that makes an edge when they are registered.
         self._epoll.register(from_backend, _EDGES)
         self._step(relay.forth, relay.moved_at)
-        if relay.error is None:
-            self._epoll.register(from_client, _EDGES)
-            relay.task = current_task()
-            await trio.lowlevel.wait_task_rescheduled(relay.abort)
+        try:
+            if relay.error is None:
+                self._epoll.register(from_client, _EDGES)
+                relay.task = current_task()
+                await trio.lowlevel.wait_task_rescheduled(relay.abort)
+        finally:
+            client.carried, backend.carried = relay.forth.carried, relay.back.carried
         if isinstance(relay.error, OSError):
             raise ConnectionLost(f"relaying failed: {relay.error}") from relay.error
         if relay.error is not None:

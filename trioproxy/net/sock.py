@@ -84,6 +84,7 @@ class Stream:
         sock: The non-blocking socket, which `start_tls_*` replaces by the TLS one.
         deadline: Trio time by which the present phase must be over, however much comes; `math.inf` for never.
         write_patience: Seconds that the peer may take to accept more.
+        carried: Bytes that came from here through a relay that has ended (`Pump.relay`).
     """
 
     __slots__ = (
@@ -96,10 +97,13 @@ class Stream:
         "_reaper",
         "_tls",
         "_write_by",
+        "carried",
         "deadline",
         "sock",
         "write_patience",
     )
+
+    carried: int
 
     def __init__(self, sock: Socket, reaper: Reaper) -> None:
         self.sock = sock

@@ -33,13 +33,14 @@ would be kept as long, a quarter of a kilobyte in each of thousands.
 """
 
 
-async def admit(ctx: ProxyContext, sock: Socket, peer: Peer, converse: Conversation) -> None:
+async def admit(ctx: ProxyContext, sock: Socket, peer: Peer, scheme: str, converse: Conversation) -> None:
     """Serve one connection from its first byte to its last.
 
     Args:
         ctx: The running proxy.
         sock: The accepted socket, non-blocking; closed when this returns.
         peer: Where it comes from.
+        scheme: The port's: "https" or "http".
         converse: What to do with it, once it is known who calls and that there is room.
     """
     stream = Stream(sock, ctx.reaper)
@@ -55,7 +56,10 @@ async def admit(ctx: ProxyContext, sock: Socket, peer: Peer, converse: Conversat
         key = ctx.admission.introduce(peer.host, config.limits.connections_per_ip)
         if ctx.admission.in_a_row == SAME_IN_A_ROW:
             _suspect(ctx, config.listen, peer)
-        if key is not None and (rest := await converse(ctx, stream, peer)) is not None:
+        if key is None:
+            return
+        ctx.witness.opened(peer.number, peer.host, scheme)
+        if (rest := await converse(ctx, stream, peer)) is not None:
             await rest
     except SilentPeer:  # a port scan or a browser's spare connection: nothing to answer, nothing to report
         pass
@@ -72,6 +76,7 @@ async def admit(ctx: ProxyContext, sock: Socket, peer: Peer, converse: Conversat
     finally:
         if key is not None:
             ctx.admission.part(key)
+            ctx.witness.closed(peer.number)
         if entered:
             ctx.admission.leave()
         ctx.guests.pop(stream, None)
@@ -95,7 +100,8 @@ async def _who_calls(listen: Listen, stream: Stream, peer: Peer) -> Peer:
     header = await take_proxy_header(stream)
     if header.source is None or header.destination is None:  # the proxy speaks for itself: a health check
         return peer
-    return Peer(header.source.host, header.source.port, HostPort(header.destination.host, header.destination.port))
+    told = HostPort(header.destination.host, header.destination.port)
+    return Peer(header.source.host, header.source.port, peer.number, told)
 
 
 def _suspect(ctx: ProxyContext, listen: Listen, peer: Peer) -> None:

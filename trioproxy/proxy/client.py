@@ -11,6 +11,7 @@ from typing import Protocol
 from trioproxy.config.model import HostPort
 from trioproxy.http.messages import End, Header, Headers, ResponseHead
 from trioproxy.proxy.upstream import Upstream
+from trioproxy.witness.records import Exchange
 
 
 class Client(Protocol):
@@ -18,9 +19,11 @@ class Client(Protocol):
 
     Attributes:
         started: Whether the final response's head has been handed over; after that no error page can be sent.
+        record: What the witness will be told of this exchange.
     """
 
     started: bool
+    record: Exchange
 
     def ready(self) -> bytes | End | None:
         """The next piece of the request's body if it is here already; None if it would have to be waited for.

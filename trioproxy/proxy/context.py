@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Protocol
 
 import attrs
@@ -24,6 +25,7 @@ from trioproxy.net.sock import Reaper, Stream
 from trioproxy.proxy.pool import Pool
 from trioproxy.routing import Entry, RouteTable
 from trioproxy.snapshot import Cell
+from trioproxy.witness.records import Exchange
 from trioproxy.witness.witness import Witness
 
 REQUESTS_APART = 0.5
@@ -102,13 +104,11 @@ class Guest:
     """A connection on port 443 that was shown to its place.
 
     Attributes:
-        number: Tells it apart.
-        peer: Its client.
+        peer: Its client, and the connection's number.
         entry: What its name led to, as it was configured then.
         since: The Trio time when that was.
     """
 
-    number: int
     peer: Peer
     entry: Entry
     since: float
@@ -130,7 +130,7 @@ class ProxyContext:
         tunnels: The clients of upgraded connections.
         admission: Counts connections, and makes room for new ones.
         lan: The networks that this machine is on.
-        numbers: Tell connections apart, together with the pseudonym.
+        numbers: Tell connections on both ports apart, together with the pseudonym.
         guests: Every connection on port 443 that has found its entry, by its client's stream.
         witness: Is told what happens on connections.
     """
@@ -146,7 +146,7 @@ class ProxyContext:
     tunnels: set[Stream] = attrs.field(factory=set)
     admission: Admission = attrs.field()
     lan: Lan = attrs.field(factory=Lan)
-    numbers: Iterator[int] = attrs.field(factory=itertools.count)
+    numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     dates: Dates = attrs.field(factory=Dates)
     guests: dict[Stream, Guest] = attrs.field(factory=dict)
     witness: Witness = attrs.field(factory=Witness)
@@ -164,8 +164,14 @@ class ProxyContext:
                 (lambda: self.tunnels, TUNNEL_SPARED),
                 (self.pump.relays, TUNNEL_SPARED),
                 spare=self.pool.close_idle,
-            )
+            ),
+            self._memory,
         )
+
+    def _memory(self) -> int | None:
+        """Bytes that this process may take: each worker has its part."""
+        config = self.cell.current.config
+        return config.limits.memory and config.limits.memory // config.process.workers
 
 
 def arrival(listen: Listen, peer: Peer, scheme: str, port: int) -> Arrival:
@@ -203,9 +209,17 @@ class Visit:
         """What counts until a request's route is known: the site's own limits, where a name has led to one."""
         return self.entry.timeouts if isinstance(self.entry, Site) else config.timeouts
 
-    def client(self, request: RequestHead) -> str:
+    def client(self, request: RequestHead) -> Peer:
         """Whom the log calls the client of `request`."""
-        return client_of(request, self.arrival) if self.arrival.trusted else str(self.peer)
+        if not self.arrival.trusted:
+            return self.peer
+        return Peer(client_of(request, self.arrival), 0, self.peer.number)
+
+    def record(self, request: RequestHead | None) -> Exchange:
+        """What is to be told of a request that has just come, when it is over; None for one that was none."""
+        peer, came = self.peer, self.arrival
+        client = client_of(request, came) if came.trusted and request is not None else peer.host
+        return Exchange(peer.number, client, came.scheme, perf_counter(), request)
 
     def may_ask_for(self, name: str, routes: RouteTable) -> bool:
         """Whether a request for `name` belongs on this connection; if not: 421 (RFC 9110 section 15.5.20)."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from time import perf_counter
 
 import trio
 
@@ -154,7 +155,10 @@ class _Asking:
         """Ask once; `upstream` is handed back, fit for another exchange if this one left it so."""
         clean = False
         try:
+            record = self._client.record
+            record.backend = upstream.backend
             await upstream.ask(self._request, self._choice.target, self._headers, self._body, self._client)
+            record.asked = perf_counter()
             if self._uploaded:
                 upstream.expect(self._choice.route.timeouts.response)
                 await self._answer(upstream)
@@ -197,7 +201,10 @@ class _Asking:
             piece = self._client.ready() or await self._client.receive()
             if not await upstream.send(piece):
                 break
-            whole = isinstance(piece, End)
+            if isinstance(piece, End):
+                whole = True
+            else:
+                self._client.record.received += len(piece)
         self._uploaded = whole
         if not self._answered:
             upstream.expect(self._choice.route.timeouts.response)
@@ -206,6 +213,8 @@ class _Asking:
         client = self._client
         head = await self._final_head(upstream)
         self._answered = True
+        record = client.record
+        record.answered = perf_counter()
         if head.status == 101:
             self._uploaded = False  # what it carries from now on is no exchange
             await client.tunnel(head, upstream, self._choice.route.timeouts.tunnel)
@@ -222,6 +231,7 @@ class _Asking:
                     await upstream.receive()
                 elif isinstance(event, bytes):
                     client.body(event)
+                    record.sent += len(event)
                     if client.pending() > SEND_AT_ONCE:
                         await client.flush()
                 else:
@@ -287,4 +297,5 @@ def _arrived(client: Client) -> Sequence[bytes | End]:
         if size >= SEND_AT_ONCE:
             break
         piece = client.ready()
+    client.record.received = size
     return pieces

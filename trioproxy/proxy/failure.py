@@ -1,12 +1,35 @@
-"""What is said of a request that failed: in the log, and to its client."""
+"""What is said of a request that failed: in the log, to its client, and to the witness."""
 
 from __future__ import annotations
 
 import logging
 
-from trioproxy.errors import RequestError, ResponseAborted, UpstreamError
+from trioproxy.errors import (
+    ClientLeft,
+    ConnectionLost,
+    HelloError,
+    RequestError,
+    ResponseAborted,
+    StreamError,
+    StreamTimeout,
+    TrioproxyError,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from trioproxy.http.messages import RequestHead
 from trioproxy.proxy.context import Visit
+from trioproxy.witness.records import (
+    BACKEND_FAILED,
+    BACKEND_SILENT,
+    BROKEN_OFF,
+    BUG,
+    CLIENT_CLOSED,
+    CLIENT_LEFT,
+    CLIENT_SILENT,
+    ENDED_HERE,
+    REFUSED,
+    Exchange,
+)
 
 log = logging.getLogger("trioproxy.http")
 
@@ -21,3 +44,31 @@ def report(visit: Visit, request: RequestHead, error: RequestError | UpstreamErr
 def told(error: RequestError | UpstreamError) -> str:
     """What the client's page says of it: of backends nothing that is not the client's business."""
     return str(error) if isinstance(error, RequestError) else "The server behind this name does not answer properly."
+
+
+_OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
+    (RequestError, REFUSED),
+    (HelloError, REFUSED),
+    (UpstreamTimeout, BACKEND_SILENT),
+    (UpstreamError, BACKEND_FAILED),
+    (ResponseAborted, BROKEN_OFF),
+    (ConnectionLost, CLIENT_LEFT),
+    (ClientLeft, CLIENT_LEFT),
+    (StreamTimeout, CLIENT_SILENT),
+    (StreamError, ENDED_HERE),
+    (Exception, BUG),
+)
+"""What it is called that something ended with such an error; what is no Exception is a cancellation, by us."""
+
+
+def outcome(error: BaseException) -> str:
+    """What the witness is told of something that ended with `error`."""
+    return next((words for kind, words in _OUTCOMES if isinstance(error, kind)), ENDED_HERE)
+
+
+def blame(record: Exchange, error: BaseException) -> None:
+    """`error` is why this request did not come to its proper end."""
+    record.outcome = outcome(error)
+    record.reason = str(error) if isinstance(error, TrioproxyError) else type(error).__name__
+    if record.outcome == CLIENT_LEFT and not record.status:
+        record.status = CLIENT_CLOSED

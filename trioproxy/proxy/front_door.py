@@ -33,11 +33,12 @@ async def serve_tls(ctx: ProxyContext, sock: Socket, peer: Peer) -> None:
         sock: The accepted socket, non-blocking; closed when this returns.
         peer: Where it comes from.
     """
-    await admit(ctx, sock, peer, _show_in)
+    await admit(ctx, sock, peer, "https", _show_in)
 
 
 async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[None] | None:
     snapshot = ctx.cell.current
+    hello: ClientHello | None = None
     try:
         hello = await peek_client_hello(stream)
         entry, by_default = _entry_for(snapshot, hello)
@@ -49,9 +50,12 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[N
         raise
     except HelloError as exc:
         log.info("%s: refused: %s", peer, exc)
+        name = hello.server_name if hello is not None else None
+        ctx.witness.refused(peer.number, peer.host, name or "", str(exc))
         await refuse(stream, exc.alert)
         return None
-    ctx.guests[stream] = Guest(next(ctx.numbers), peer, entry, trio.current_time())  # until `admit` sees them out
+    ctx.witness.named(peer.number, peer.host, hello, entry.name)
+    ctx.guests[stream] = Guest(peer, entry, trio.current_time())  # until `admit` sees them out
     if isinstance(entry, Passthrough):
         header = announcement(ctx, stream, peer, hello, entry)
         return serve_passthrough(ctx, stream, peer, entry, header, snapshot.config.timeouts)

@@ -30,6 +30,7 @@ from trioproxy.proxy.context import ProxyContext
 from trioproxy.proxy.failure import told
 from trioproxy.proxy.tunnel import tunnel
 from trioproxy.proxy.upstream import Upstream
+from trioproxy.witness.records import Exchange
 
 SMALL = 16 * 1024
 """Bytes of a piece of body that is joined with what waits already: many small frames must not cost more than few."""
@@ -61,6 +62,7 @@ class H2Client:
     Attributes:
         stream: The stream's number.
         request: What is asked.
+        record: See `Client`.
         started: The final response's head was handed over.
         finished: The response is whole, as far as it is known here.
         lost: The stream is gone, or of no use any more.
@@ -83,9 +85,10 @@ class H2Client:
     _queued = 0
     _queued_since = 0.0
 
-    def __init__(self, shared: Shared, stream: int, request: RequestHead, *, ended: bool) -> None:
+    def __init__(self, shared: Shared, stream: int, request: RequestHead, record: Exchange, *, ended: bool) -> None:
         self.stream = stream
         self.request = request
+        self.record = record
         self._shared = shared
         self._pieces: list[bytes | bytearray] = []
         self._end: End | None = END if ended else None
@@ -218,6 +221,7 @@ class H2Client:
         except ValueError as exc:
             raise UpstreamProtocolError(str(exc)) from exc
         self.started = True
+        self.record.status = head.status
         self.finished = self._bodiless = whole
         if head.http_version != (2, 0):  # where trailers may follow a body whose length was told
             self._left = head.body_length
@@ -278,7 +282,8 @@ class H2Client:
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """See `Client.answer`."""
         self.start(ResponseHead(status, b"", headers, body_length=len(body)))
-        if body:
+        if body and not self._bodiless:
+            self.record.sent = len(body)
             self.body(body)
 
     def fail(self, error: RequestError | UpstreamError) -> None:
@@ -299,7 +304,7 @@ class H2Client:
         self.start(attrs.evolve(head, status=200, headers=fields, body_length=None))
         self._upgrading = False
         self._missing = None
-        await tunnel(self, upstream.hand_over(), idle)
+        await tunnel(self, upstream.hand_over(), idle, self.record)
         if not self.finished:
             self.give_up(Code.CANCEL, ConnectionLost("one side of the tunnel was lost"))
 

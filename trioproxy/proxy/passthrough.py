@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+from time import perf_counter
+
+import attrs
+import trio
 
 from trioproxy.config.model import Passthrough, Timeouts
 from trioproxy.errors import ConnectionLost, ConnectionShed, StreamTimeout, UpstreamError
@@ -16,9 +20,11 @@ from trioproxy.net.listen import Peer
 from trioproxy.net.peek import refuse
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.context import ProxyContext
+from trioproxy.proxy.failure import outcome
 from trioproxy.wire.alerts import Alert
 from trioproxy.wire.client_hello import ClientHello
 from trioproxy.wire.proxy_protocol import Endpoint, encode_v1, encode_v2
+from trioproxy.witness.records import BROKEN_OFF, DONE, ENDED_HERE, Passage
 
 log = logging.getLogger("trioproxy.passthrough")
 
@@ -32,28 +38,42 @@ async def serve_passthrough(
     internal_error: it then says that the server failed, and not that TLS is broken.
     """
     client.deadline = math.inf  # the dial has its own, and what follows is the pump's
+    began = perf_counter()
     try:
-        backend = await ctx.dialler.dial_first(
+        whom, backend = await ctx.dialler.dial_first(
             entry.to, timeouts.connect, client=peer.host if entry.client_ip == "transparent" else ""
         )
     except UpstreamError as exc:
-        log.warning("%s: the backend cannot be reached: %s", entry.name, exc)
+        log.warning("%s: the backend cannot be reached: %s (%s)", entry.name, exc, peer)
+        passage = Passage(peer.number, peer.host, entry.name, None, began, perf_counter())
+        ctx.witness.passage(attrs.evolve(passage, outcome=outcome(exc), reason=str(exc)))
         await refuse(client, Alert.INTERNAL_ERROR)
         return
+    ctx.witness.passing(peer.number, peer.host, entry.name, whom)
+    client.carried = backend.carried = 0
+    how, why = DONE, ""
     try:
         if header:
             await backend.send_all(header)
         await ctx.pump.relay(client, backend, timeouts.tunnel)
-    except ConnectionLost:
+    except ConnectionLost as exc:
         # A reset is passed on as one: an end would make what has arrived look whole.
+        how, why = BROKEN_OFF, str(exc)
         backend.abort()
         client.abort()
     except StreamTimeout:
-        log.info("%s: closed, silent for %g s", entry.name, timeouts.tunnel)
-    except ConnectionShed:
-        pass
+        how, why = ENDED_HERE, f"silent for {timeouts.tunnel:g} s"
+        log.info("%s: closed, %s (%s)", entry.name, why, peer)
+    except ConnectionShed as exc:
+        how, why = ENDED_HERE, str(exc)
+    except trio.Cancelled:
+        how, why = ENDED_HERE, "the server stops"
+        raise
     finally:
         backend.close()
+        up, down = client.carried, backend.carried
+        passage = Passage(peer.number, peer.host, entry.name, whom, began, perf_counter(), up, down, how, why)
+        ctx.witness.passage(passage)
 
 
 def announcement(ctx: ProxyContext, client: Stream, peer: Peer, hello: ClientHello, entry: Passthrough) -> bytes:
@@ -65,7 +85,7 @@ def announcement(ctx: ProxyContext, client: Stream, peer: Peer, hello: ClientHel
     destination = Endpoint(reached.host, reached.port)
     if entry.client_ip == "proxy-v1":
         return encode_v1(source, destination)
-    unique_id = b"%b-%d" % (ctx.pseudonym, next(ctx.numbers))
+    unique_id = b"%b-%d" % (ctx.pseudonym, peer.number)
     log.debug("%s: %s is %s at %s", entry.name, peer, unique_id.decode(), entry.to[0])
     return encode_v2(
         source,

@@ -32,7 +32,7 @@ BACKENDS_OWN = ("/.well-known/", "/.freepbx-known/")
 
 async def serve_plain(ctx: ProxyContext, sock: Socket, peer: Peer) -> None:
     """Serve one connection that was accepted on an http listener; `sock` is closed when this returns."""
-    await admit(ctx, sock, peer, _converse)
+    await admit(ctx, sock, peer, "http", _converse)
 
 
 async def _converse(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
@@ -52,11 +52,14 @@ async def answer_plain(ctx: ProxyContext, visit: Visit, request: RequestHead, cl
     snapshot = ctx.cell.current
     name = requested_name(request.authority)
     if name is not None and (answer := ctx.board.answer(name, _path(request))) is not None:
+        client.record.name = name
         log.info("%s: challenge answered to %s", name, visit.client(request))
         client.answer(200, [(b"content-type", b"application/octet-stream")], answer.encode())
         return
 
     entry = snapshot.entry_for(name)[0] if name is not None else snapshot.routes.catch_all()
+    if entry is not None:
+        client.record.name = entry.name
     if isinstance(entry, Passthrough):
         await _answer_for_passthrough(ctx, snapshot.config, visit, entry, request, client)
     elif isinstance(entry, Site):

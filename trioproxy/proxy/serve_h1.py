@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
 
 import trio
 
@@ -16,9 +17,10 @@ from trioproxy.http.messages import End, Event, Header, Headers, RequestHead, Re
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import FIRST_WORD, ProxyContext, Visit
-from trioproxy.proxy.failure import report, told
+from trioproxy.proxy.failure import blame, report, told
 from trioproxy.proxy.tunnel import tunnel
 from trioproxy.proxy.upstream import Upstream
+from trioproxy.witness.records import Exchange
 
 log = logging.getLogger("trioproxy.http")
 
@@ -42,21 +44,30 @@ async def serve_h1(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
             request = await _next_request(ctx, stream, reader, patience, timeouts.header, first=first)
         except RequestError as exc:
             log.info("%s: refused: %s", visit.peer, exc)
+            client.record = visit.record(None)
+            blame(client.record, exc)
             client.fail(exc)
+            request = None
         else:
             if request is None:
                 return
+            client.record = visit.record(request)
             client.begin(request)
-            try:
+        try:
+            if request is not None:
                 await _answer(ctx, visit, request, client, answer)
-            except BaseException:
-                if client.ends_by_closing:  # then an ordinary end would make a part look like the whole
-                    stream.abort()
-                raise
-        if client.broken:
-            stream.abort()
-            return
-        await client.flush()
+            if client.broken:
+                stream.abort()
+                return
+            await client.flush()
+        except BaseException as exc:
+            blame(client.record, exc)
+            if client.ends_by_closing:  # then an ordinary end would make a part look like the whole
+                stream.abort()
+            raise
+        finally:
+            client.record.ended = perf_counter()
+            ctx.witness.exchange(client.record)
         if client.closing:
             stream.send_eof()
             await stream.drain()
@@ -68,6 +79,7 @@ async def _answer(ctx: ProxyContext, visit: Visit, request: RequestHead, client:
     try:
         await answer(ctx, visit, request, client)
     except (RequestError, UpstreamError, ResponseAborted) as exc:
+        blame(client.record, exc)
         report(visit, request, exc)
         if client.started or isinstance(exc, ResponseAborted):
             client.broken = True
@@ -129,7 +141,10 @@ class H1Client:
         started: The final response's head was handed over.
         closing: The connection ends after this response.
         broken: It ends now, with a reset.
+        record: See `Client`; set as soon as there is something to tell.
     """
+
+    record: Exchange
 
     # Most requests leave these as they are, and setting them would cost each of them part of a microsecond.
     started = False
@@ -211,6 +226,7 @@ class H1Client:
     def start(self, head: ResponseHead) -> None:
         """See `Client.start`."""
         self.started = True
+        self.record.status = head.status
         self._skip_ready_body()
         self.closing = self.closing or self._ctx.drain.begun
         self._framing = self._add_head(head)
@@ -243,7 +259,8 @@ class H1Client:
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """See `Client.answer`."""
         self.start(ResponseHead(status, reason_phrase(status), headers, body_length=len(body)))
-        if body:
+        if body and self._framing is not Framing.EMPTY:
+            self.record.sent = len(body)
             self.body(body)
 
     def fail(self, error: RequestError | UpstreamError) -> None:
@@ -254,6 +271,8 @@ class H1Client:
         headers += error.fields
         if self._request is None:  # its head was not understood, so neither is what follows it
             headers.append((b"connection", b"close"))
+            self.record.status = error.status
+            self.record.sent = len(page)
             self._add(encode_response_head(error.status, reason_phrase(error.status), headers) + page)
         else:
             self.answer(error.status, [h for h in headers if h[0] != b"content-length"], page)
@@ -269,7 +288,7 @@ class H1Client:
             await backend.send_all(early)
         self._ctx.tunnels.add(self._stream)
         try:
-            await tunnel(self._stream, backend, idle)
+            await tunnel(self._stream, backend, idle, self.record)
         finally:
             self._ctx.tunnels.discard(self._stream)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 import trio
@@ -37,8 +38,9 @@ from trioproxy.net.sock import TLS_READ, Stream
 from trioproxy.proxy.bell import Bell
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
-from trioproxy.proxy.failure import report
+from trioproxy.proxy.failure import blame, report
 from trioproxy.proxy.h2_client import H2Client, as_websocket
+from trioproxy.witness.records import Exchange
 
 log = logging.getLogger("trioproxy.http")
 
@@ -186,7 +188,8 @@ class _Connection:
             except RequestError as exc:
                 self._refuse(event.stream, request, exc)
                 return
-        client = self._clients[event.stream] = H2Client(self, event.stream, request, ended=event.ended)
+        record = self._visit.record(request)
+        client = self._clients[event.stream] = H2Client(self, event.stream, request, record, ended=event.ended)
         self._idle_since = None
         if not client.deceptive:
             self._fresh.append(client)
@@ -194,8 +197,11 @@ class _Connection:
     def _refuse(self, stream: int, request: RequestHead, error: RequestError) -> None:
         """Answer without a task: nothing is asked of anybody."""
         log.info("%s: refused: %s", self._visit.peer, error)
-        H2Client(self, stream, request, ended=True).fail(error)
+        record = self._visit.record(request)
+        blame(record, error)
+        H2Client(self, stream, request, record, ended=True).fail(error)
         self.codec.leave(stream)
+        self._tell(record)
 
     async def _serve_several(self, client: H2Client | None) -> None:
         """Serve one request after the other, as long as the next one comes soon."""
@@ -211,22 +217,33 @@ class _Connection:
         try:
             await self._answer(self.ctx, self._visit, client.request, client)
         except (RequestError, UpstreamError, ResponseAborted) as exc:
+            blame(client.record, exc)
             report(self._visit, client.request, exc)
             if client.started or isinstance(exc, ResponseAborted):
                 client.give_up(Code.INTERNAL_ERROR, ConnectionLost(str(exc)))
             else:
                 client.fail(exc)
         except StreamError as exc:
+            blame(client.record, exc)
             log.debug("%s: %s", self._visit.peer, exc)
             client.give_up(Code.CANCEL, exc)
-        except Exception:
+        except Exception as exc:
+            blame(client.record, exc)
             log.exception("%s: a bug in trioproxy ended this request", self._visit.peer)
             client.give_up(Code.INTERNAL_ERROR, ConnectionLost("a bug"))
+        except trio.Cancelled as exc:
+            blame(client.record, exc)
+            raise
         finally:
             self._working -= 1
             if not client.complete:
                 self.codec.leave(client.stream)
                 self.ring()
+            self._tell(client.record)
+
+    def _tell(self, record: Exchange) -> None:
+        record.ended = perf_counter()
+        self.ctx.witness.exchange(record)
 
     # ---- writing ------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ async def answer_site(ctx: ProxyContext, visit: Visit, request: RequestHead, cli
     """
     snapshot = ctx.cell.current
     site = _site_for(snapshot.routes, visit, request.authority)
+    client.record.name = site.name
     try:
         if not permitted(ctx, site, visit.peer):  # asked again: a reload may have changed the rule
             raise RequestError(f"{site.name} is not open to this client", 403)

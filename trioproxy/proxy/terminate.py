@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from time import perf_counter
 
 import trio
 
 from trioproxy.config.model import Site
+from trioproxy.errors import StreamError
 from trioproxy.net.listen import Peer
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.context import ProxyContext, Visit, arrival
 from trioproxy.proxy.serve_h1 import serve_h1
 from trioproxy.proxy.site import answer_site
+from trioproxy.witness.records import DONE
 
 
 async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, *, by_default: bool) -> None:
@@ -22,11 +25,18 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
     """
     snapshot = ctx.cell.current
     stream.deadline = trio.current_time() + snapshot.config.timeouts.hello
-    await stream.start_tls_server(snapshot.contexts.of(site))
+    began = perf_counter()
+    try:
+        await stream.start_tls_server(snapshot.contexts.of(site))
+    except StreamError as exc:
+        ctx.witness.handshake(peer.number, peer.host, site.name, "", perf_counter() - began, str(exc))
+        raise
+    protocol = stream.alpn()
+    ctx.witness.handshake(peer.number, peer.host, site.name, protocol or "", perf_counter() - began, DONE)
     stream.deadline = math.inf
     listen = snapshot.config.listen
     visit = Visit(peer, arrival(listen, peer, "https", listen.public_https_port), site, by_default)
-    if stream.alpn() == "h2":
+    if protocol == "h2":
         from trioproxy.proxy.serve_h2 import serve_h2  # offered only where ngh2 is there
 
         await serve_h2(ctx, stream, visit, answer_site)

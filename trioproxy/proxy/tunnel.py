@@ -6,11 +6,13 @@ cannot do this.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
 
 from trioproxy.errors import StreamError
+from trioproxy.witness.records import Exchange
 
 
 class Duplex(Protocol):
@@ -32,24 +34,29 @@ class Duplex(Protocol):
         """Wake whoever waits for it with `error`; who waits later gets it at once."""
 
 
-async def tunnel(client: Duplex, backend: Duplex, idle: float) -> None:
+async def tunnel(client: Duplex, backend: Duplex, idle: float, record: Exchange) -> None:
     """Carry bytes both ways until the backend has ended, one side is lost, or both are silent for `idle` seconds.
+
+    `record` counts them.
 
     A client that ends its direction is passed on as a half-close. When the backend ends, all is over: TLS gives a
     client no dependable way to go on sending after that.
     """
+    record.status = 101
+    record.upgraded = True
     client.expect(idle)
     backend.expect(idle)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_carry, client, backend, idle)
-        await _carry(backend, client, idle)
+        nursery.start_soon(_carry, client, backend, idle, record.count_received)
+        await _carry(backend, client, idle, record.count_sent)
         nursery.cancel_scope.cancel()
 
 
-async def _carry(source: Duplex, sink: Duplex, idle: float) -> None:
+async def _carry(source: Duplex, sink: Duplex, idle: float, count: Callable[[int], None]) -> None:
     try:
         while data := await source.receive_some():
             await sink.send_all(data)
+            count(len(data))
             sink.expect(idle)  # a side that listens for an hour is not idle as long as it is spoken to
         sink.send_eof()
     except StreamError as exc:

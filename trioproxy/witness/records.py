@@ -13,10 +13,25 @@ import attrs
 from trioproxy.http.messages import RequestHead
 
 DONE = "done"
-"""The outcome of what came to its proper end."""
+"""The outcome of what came to its proper end; the others are why something did not."""
+
+REFUSED = "refused"
+"""Answered here with an error: the client's fault, or nothing for it."""
 
 CLIENT_LEFT = "client left"
+CLIENT_SILENT = "client timed out"
 BACKEND_FAILED = "backend failed"
+BACKEND_SILENT = "backend timed out"
+BROKEN_OFF = "broken off"
+"""The backend failed when part of its response had been passed on; of a tunnel, one of its sides was reset."""
+
+ENDED_HERE = "ended here"
+"""The server stops, needed room, was told to end it, or had it silent for too long."""
+
+BUG = "bug"
+
+CLIENT_CLOSED = 499
+"""The status of a request whose client left before it was told any; nginx writes the same."""
 
 
 @attrs.define(eq=False)
@@ -35,11 +50,13 @@ class Exchange:
         asked: When the backend had what there was of the request; 0.0 when it never did.
         answered: When the final head of the response was there; 0.0 when there was none.
         ended: When all was over.
-        status: What the client was told, 499 when it left before. A WebSocket is 101, over HTTP/2 too.
+        status: What the client was told, `CLIENT_CLOSED` when it left before, 0 when it was told nothing for another
+            reason. A WebSocket is 101, over HTTP/2 too.
         received: Bytes of the request's body, and of what came through a WebSocket.
         sent: Bytes of the response's body, and of what went through a WebSocket.
         upgraded: It became a tunnel (a WebSocket): `ended` says when that one ended.
-        outcome: `DONE`, `CLIENT_LEFT`, `BACKEND_FAILED`, or in other words why it did not come to its proper end.
+        outcome: One of the constants above.
+        reason: The same in words that tell more, "" when it is `DONE`.
     """
 
     connection: int
@@ -57,6 +74,15 @@ class Exchange:
     sent: int = 0
     upgraded: bool = False
     outcome: str = DONE
+    reason: str = ""
+
+    def count_received(self, size: int) -> None:
+        """So many more bytes have come through its tunnel."""
+        self.received += size
+
+    def count_sent(self, size: int) -> None:
+        """So many more bytes have gone through its tunnel."""
+        self.sent += size
 
 
 @attrs.define(eq=False)
@@ -72,7 +98,7 @@ class Passage:
         ended: When it was over.
         up: Bytes from the client to the backend.
         down: Bytes from the backend to the client.
-        outcome: As in `Exchange`.
+        outcome: As in `Exchange`, and so is the next one.
     """
 
     connection: int
@@ -80,7 +106,8 @@ class Passage:
     name: str
     backend: object | None
     began: float
-    ended: float
-    up: int
-    down: int
+    ended: float = 0.0
+    up: int = 0
+    down: int = 0
     outcome: str = DONE
+    reason: str = ""
