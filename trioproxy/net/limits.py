@@ -6,6 +6,8 @@ when none is idle is the new one turned away. Idle are connections kept alive wi
 They are in many places (`Shedder` is handed functions that list them), and they are looked through only when there is
 need: no connection pays for being found.
 
+Memory that runs out is a lack of room like any other: `net/memory` tells how many connections there is room for.
+
 What happens ten thousand times is said once: `Tally`.
 """
 
@@ -24,6 +26,7 @@ from typing import Protocol
 import trio
 
 from trioproxy.errors import ConnectionShed, StreamError
+from trioproxy.net.memory import MemoryWatch
 
 log = logging.getLogger("trioproxy.limits")
 
@@ -111,6 +114,10 @@ class Shedder:
             done += 1
         return done
 
+    def relieve(self, count: int) -> int:
+        """The same for want of memory: what nobody would miss goes besides."""
+        return self._spare() + self.shed(count)
+
     def make_room(self) -> int:
         """Descriptors have run out: close what can be closed. Returns how many connections that were."""
         return self._spare() or self.shed(AT_ONCE)
@@ -142,14 +149,18 @@ class Shedder:
 class Admission:
     """Counts clients' connections, in all and by address, and says who is let in.
 
-    Attributes:
+    Args:
         shedder: Makes room when there are too many.
+        memory: The bytes that this process may take now; None for as many as there are.
+
+    Attributes:
+        shedder: The same.
         possible: How many connections the process has descriptors for.
         in_a_row: How many connections have come from the same address, one after the other.
         suspect: The address behind which all clients seem to be hidden; "" while none is.
     """
 
-    def __init__(self, shedder: Shedder) -> None:
+    def __init__(self, shedder: Shedder, memory: Callable[[], int | None] = lambda: None) -> None:
         self.shedder = shedder
         self.possible = sys.maxsize
         self.in_a_row = 0
@@ -157,6 +168,7 @@ class Admission:
         self._open = 0
         self._by_address: dict[str, int] = {}
         self._last = ""
+        self._memory = MemoryWatch(memory, lambda: self._open, shedder.relieve, shedder.tally.note)
 
     @property
     def open(self) -> int:
@@ -169,10 +181,11 @@ class Admission:
         Args:
             most: `limits.connections`.
         """
-        if self._open >= most or self._open >= self.possible:
-            why = "limits.connections" if self._open >= most else "all that there are descriptors for"
-            message = f"{self._open} connections are open, which is {why}: idle ones make room for new ones"
-            self.shedder.tally.note("connections beyond limits.connections", message)
+        if self._open >= min(most, self.possible, self._memory.ceiling):
+            if self._open >= most or self._open >= self.possible:
+                why = "limits.connections" if self._open >= most else "all that there are descriptors for"
+                message = f"{self._open} connections are open, which is {why}: idle ones make room for new ones"
+                self.shedder.tally.note("connections beyond limits.connections", message)
             if not self.shedder.shed():
                 return False
         self._open += 1
@@ -215,8 +228,10 @@ class Admission:
             del self._by_address[key]
 
     async def run(self) -> None:
-        """Tell once a minute what happened too often to be told each time, until cancelled."""
-        await self.shedder.tally.run()
+        """Look after memory, and tell once a minute what happened too often to be told each time, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.shedder.tally.run)
+            nursery.start_soon(self._memory.run)
 
 
 @functools.lru_cache(maxsize=4096)
