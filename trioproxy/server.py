@@ -33,9 +33,11 @@ from trioproxy.life.alone import Alone
 from trioproxy.life.circumstances import Circumstances
 from trioproxy.life.hands import Hands
 from trioproxy.life.keeper import Keeper
+from trioproxy.life.measuring import of_server
 from trioproxy.life.reload import Reloads, summary
 from trioproxy.life.reload import handler as reload_handler
 from trioproxy.life.reports import reports
+from trioproxy.life.scrapes import KIND, Scrapes
 from trioproxy.life.sockets import Addresses, Sockets
 from trioproxy.life.upgrade import Estate, Succession, Upgrades
 from trioproxy.life.user import become
@@ -47,6 +49,7 @@ from trioproxy.proxy.context import Drain, ProxyContext
 from trioproxy.proxy.pool import Pool
 from trioproxy.routing import RouteTable
 from trioproxy.snapshot import Cell, Contexts, Snapshot
+from trioproxy.witness.exposition import Samples, merge
 
 if TYPE_CHECKING:
     from trioproxy.acme.client import AcmeClient
@@ -101,6 +104,7 @@ class Server:
         self._reaper = Reaper()
         self._sockets = Sockets(config.process.workers)
         self._hands = self._make_hands()
+        self._scrapes = Scrapes(self._reaper, self._measure)
         self._manager = Manager(
             self._cell,
             self._board,
@@ -111,7 +115,14 @@ class Server:
         )
         self._stopping = trio.Event()
         self._reloads = Reloads(
-            self._cell, self._hands, self._source, load, self._manager.wake, self._notifier, self._stopping.is_set
+            self._cell,
+            self._hands,
+            self._scrapes,
+            self._source,
+            load,
+            self._manager.wake,
+            self._notifier,
+            self._stopping.is_set,
         )
         self._keeper = Keeper(self._manager.run)
         self._signalled = False
@@ -131,10 +142,12 @@ class Server:
         with (
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
             self._sockets as sockets,
+            self._scrapes as scrapes,
         ):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # `serve` held it back until we listen for it
             inherited = self._take_over(config)
-            sockets.bind(config.listen)
+            with scrapes.moving(config.metrics):
+                sockets.bind(config.listen)
             addresses = sockets.addresses()
             become(config)
             with control_socket(config.control_socket, inherited) as control:
@@ -150,7 +163,9 @@ class Server:
         inheritance = self._circumstances.inheritance
         if inheritance is None:
             return None
-        self._sockets.inherit(inheritance.listeners, config.listen)
+        ours = [heirloom for heirloom in inheritance.listeners if heirloom.kind == KIND]
+        self._scrapes.inherit(ours, config.metrics)
+        self._sockets.inherit((each for each in inheritance.listeners if each not in ours), config.listen)
         sock, path = inheritance.control
         if path == config.control_socket:
             return sock
@@ -170,9 +185,12 @@ class Server:
             services.start_soon(control.answer, self._handlers(control))
             services.start_soon(self._keeper.run)
             services.start_soon(self._reloads.run)
+            services.start_soon(self._answer_scrapes)
             services.start_soon(self._heed, signals)
 
             def serving() -> None:
+                if at := self._scrapes.bound():
+                    log.info("metrics: http://%s/metrics", at)
                 log.info("ready: %s", ", ".join(map(str, addresses.https + addresses.http)))
                 services.start_soon(self._announce, control, succession)
                 bound()
@@ -181,6 +199,16 @@ class Server:
             with trio.move_on_after(LAST_WORDS):  # who asked for this end is to hear of it
                 await control.answered()
             services.cancel_scope.cancel()
+
+    async def _answer_scrapes(self) -> None:
+        """Tell what is measured, until the server stops: one that takes its place has counts of its own."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._scrapes.run)
+            await self._stopping.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _measure(self) -> Samples:
+        return merge([of_server(self._cell, self._manager, self._reloads), await self._hands.measure()])
 
     async def _announce(self, control: ControlSocket, succession: Succession | None) -> None:
         """Tell systemd that all is well, as soon as we are the service, and go on telling."""
@@ -197,7 +225,7 @@ class Server:
     def _handlers(self, control: ControlSocket) -> dict[str, Handler]:
         estate = Estate(
             self._circumstances.command,
-            self._sockets,
+            lambda: self._sockets.heirlooms() + self._scrapes.heirlooms(),
             control,
             self._notifier,
             stopping=self._stopping.is_set,

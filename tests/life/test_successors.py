@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import attrs
 import pytest
@@ -17,7 +17,6 @@ from tests.process.managers import manager
 from trioproxy.control import ControlSocket, control_socket
 from trioproxy.errors import ControlError, ListenError
 from trioproxy.life import upgrade
-from trioproxy.life.sockets import Sockets
 from trioproxy.life.upgrade import Estate, Succession, Upgrades
 from trioproxy.process.inheritance import VARIABLE, Inheritance, inheritance
 from trioproxy.process.notify import Notifier
@@ -41,9 +40,6 @@ class Old:
     did: list[str] = attrs.field(factory=list)
     stopping: bool = False
 
-    def heirlooms(self) -> tuple[()]:
-        return ()
-
     async def let_go(self) -> None:
         await trio.lowlevel.checkpoint()
         self.did.append("let go")
@@ -52,7 +48,7 @@ class Old:
         return Upgrades(
             Estate(
                 [sys.executable, "-c", PREAMBLE + program],
-                cast(Sockets, self),
+                lambda: (),
                 self.control,
                 self.notifier,
                 stopping=lambda: self.stopping,

@@ -19,6 +19,7 @@ from trioproxy.config.model import Config
 from trioproxy.life.farewell import Farewell
 from trioproxy.life.hands import Census
 from trioproxy.life.listeners import Listeners
+from trioproxy.life.measuring import Measuring
 from trioproxy.life.sockets import Sockets
 from trioproxy.net.limits import raise_descriptor_limit
 from trioproxy.net.sock import Stream
@@ -26,6 +27,7 @@ from trioproxy.process.notify import Notifier
 from trioproxy.proxy.context import Guest, ProxyContext
 from trioproxy.proxy.guests import show_out
 from trioproxy.snapshot import Snapshot
+from trioproxy.witness.exposition import Samples
 
 log = logging.getLogger("trioproxy.server")
 
@@ -51,6 +53,7 @@ class Alone:
         self._snapshot = snapshot
         self._notifier = notifier
         self._farewell = Farewell(ctx)
+        self._measuring = Measuring(ctx)
         self._connections = trio.CancelScope()
 
     async def serve(self, stopping: trio.Event, serving: Callable[[], None]) -> None:
@@ -60,6 +63,7 @@ class Alone:
         async with trio.open_nursery() as services:
             for work in (ctx.pump.run, ctx.pool.run, ctx.lan.run, ctx.admission.run, self._farewell.run):
                 services.start_soon(work)
+            services.start_soon(self._measuring.run)
             async with trio.open_nursery() as connections:
                 self._connections = connections.cancel_scope
                 async with trio.open_nursery() as accepting:
@@ -95,6 +99,7 @@ class Alone:
         self._ctx.admission.possible = raise_descriptor_limit(config.limits.connections)
         snapshot = self._snapshot(config)
         self._ctx.cell.update(lambda _: snapshot)
+        self._measuring.go_by(config)
         self._farewell.asked.set()
 
     # ---- what there is to tell ----------------------------------------------------------------------
@@ -104,6 +109,11 @@ class Alone:
         await trio.lowlevel.checkpoint()
         guests = Counter((KINDS[type(guest.entry)], guest.entry.name) for guest in self._ctx.guests.values())
         return Census(self._ctx.admission.open, self._ctx.admission.suspect, guests)
+
+    async def measure(self) -> Samples:
+        """See `Hands`."""
+        await trio.lowlevel.checkpoint()
+        return self._measuring.samples()
 
     async def connections(self, name: str) -> list[dict[str, Any]]:
         """See `Hands`."""

@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from trioproxy.config.model import Config
+from trioproxy.witness.exposition import Samples
 
 
 @attrs.frozen
@@ -51,6 +52,9 @@ class Hands(Protocol):
 
     async def census(self) -> Census:
         """Count connections."""
+
+    async def measure(self) -> Samples:
+        """What is measured of those who serve."""
 
     async def connections(self, name: str) -> list[dict[str, Any]]:
         """Connections on port 443, of one name or, for "", of all, as `trioproxy connections` shows them."""

@@ -7,6 +7,7 @@ that stay keep every connection that they have; those of names that go are asked
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from trioproxy.config.model import CertificateFiles, Config
 from trioproxy.control import Report
 from trioproxy.errors import CertificateError, ConfigError, ControlError, ListenError
 from trioproxy.life.hands import Hands
+from trioproxy.life.scrapes import Scrapes
 from trioproxy.process.notify import Notifier
 from trioproxy.snapshot import Cell
 
@@ -63,17 +65,24 @@ class Reloads:
     Args:
         cell: What the server goes by.
         hands: What it serves with.
+        scrapes: Where it is asked for metrics.
         source: Knows which certificates are served.
         load: Reads the configuration; raises ConfigError.
         wake: Called when all is done.
         notifier: Is told of each reload.
         stopping: Whether the server is at its end already.
+
+    Attributes:
+        asked: To be set for a reload.
+        outcomes: How many have "succeeded" and "failed".
+        succeeded: When the configuration that is gone by was read, in seconds since 1970.
     """
 
     def __init__(
         self,
         cell: Cell,
         hands: Hands,
+        scrapes: Scrapes,
         source: ContextSource,
         load: Callable[[], Config],
         wake: Callable[[], None],
@@ -81,8 +90,11 @@ class Reloads:
         stopping: Callable[[], bool],
     ) -> None:
         self.asked = trio.Event()
+        self.outcomes: Counter[str] = Counter(succeeded=0, failed=0)
+        self.succeeded = time.time()
         self._cell = cell
         self._hands = hands
+        self._scrapes = scrapes
         self._source = source
         self._load = load
         self._wake = wake
@@ -127,16 +139,9 @@ class Reloads:
                 self._notifier.reloading()
             try:
                 outcome = await self._reload()
-            except ConfigError as exc:
-                for line in exc.lines():
-                    log.error("%s", line)
-                log.error("not reloaded: the configuration has mistakes; still serving by the old one")
-                raise
-            except ListenError as exc:
-                log.error("not reloaded: %s; still serving by the old configuration", exc)
-                raise
-            except ControlError as exc:
-                log.info("not reloaded: %s", exc)
+            except (ConfigError, ListenError, ControlError) as exc:
+                self.outcomes["failed"] += 1
+                _tell(exc)
                 raise
             finally:
                 if not self._stopping():
@@ -151,12 +156,15 @@ class Reloads:
         # What needs a restart stays as it is until then, also for the next comparison.
         old = self._cell.current.config
         config = attrs.evolve(config, storage=old.storage, control_socket=old.control_socket, process=old.process)
-        await self._hands.take(config)
+        with self._scrapes.moving(config.metrics):
+            await self._hands.take(config)
         for line in outcome.lines():
             log.info("reload: %s", line)
         if config.log.level != old.log.level:
             logging.getLogger("trioproxy").setLevel(config.log.level.upper())
         self._wake()
+        self.outcomes["succeeded"] += 1
+        self.succeeded = time.time()
         log.info("reloaded: %s", summary(config))
         return outcome
 
@@ -191,6 +199,18 @@ class Reloads:
                 continue
             if leaf != served.leaf:
                 yield f"{name}: {site.tls.certificate} holds another one, until {leaf.not_after:%Y-%m-%d}"
+
+
+def _tell(exc: ConfigError | ListenError | ControlError) -> None:
+    """Say in the log why there was no reload."""
+    if isinstance(exc, ConfigError):
+        for line in exc.lines():
+            log.error("%s", line)
+        log.error("not reloaded: the configuration has mistakes; still serving by the old one")
+    elif isinstance(exc, ListenError):
+        log.error("not reloaded: %s; still serving by the old configuration", exc)
+    else:
+        log.info("not reloaded: %s", exc)
 
 
 def summary(config: Config) -> str:

@@ -23,8 +23,7 @@ import trio
 
 from trioproxy.control import ControlSocket, Report
 from trioproxy.errors import ControlError, ListenError
-from trioproxy.life.sockets import Sockets
-from trioproxy.process.inheritance import MAX_LINE, VARIABLE, Inheritance, bequeath, line
+from trioproxy.process.inheritance import MAX_LINE, VARIABLE, Heirloom, Inheritance, bequeath, line
 from trioproxy.process.notify import Notifier
 
 log = logging.getLogger("trioproxy.server")
@@ -42,7 +41,7 @@ class Estate:
 
     Attributes:
         command: What starts a server such as this one.
-        sockets: What it listens on.
+        heirlooms: Lists what it listens on.
         control: Where it takes commands.
         notifier: Who is told that the service is another process now.
         stopping: Whether the server is at its end already.
@@ -52,7 +51,7 @@ class Estate:
     """
 
     command: Sequence[str]
-    sockets: Sockets
+    heirlooms: Callable[[], tuple[Heirloom, ...]]
     control: ControlSocket
     notifier: Notifier
     stopping: Callable[[], bool]
@@ -147,7 +146,7 @@ async def _what_became_of(process: trio.Process, *, late: bool) -> str:
 
 
 async def _start(estate: Estate, channel: socket.socket) -> trio.Process:
-    heirlooms = estate.sockets.heirlooms()
+    heirlooms = estate.heirlooms()
     control = (estate.control.sock, estate.control.path)
     descriptors = [channel.fileno(), control[0].fileno(), *(heirloom.sock.fileno() for heirloom in heirlooms)]
     environ = {**os.environ, VARIABLE: bequeath(heirlooms, control, channel)}

@@ -54,7 +54,7 @@ class Family:
 FAMILIES = {
     "trioproxy_build_info": Family("gauge", "1, with the version that runs.", ("version",), "max"),
     "trioproxy_connections": Family("gauge", "Clients' connections that are open."),
-    "trioproxy_connections_accepted_total": Family("counter", "Of these, all that there were.", ("listener",)),
+    "trioproxy_connections_accepted_total": Family("counter", "Clients' connections that were let in.", ("listener",)),
     "trioproxy_refused_total": Family("counter", "ClientHellos that were answered with an alert.", ("name",)),
     "trioproxy_handshakes_total": Family("counter", "TLS handshakes with clients.", ("name", "outcome")),
     "trioproxy_handshake_seconds": Family(

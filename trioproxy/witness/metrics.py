@@ -9,7 +9,7 @@ from collections.abc import Callable
 import trio
 
 from trioproxy.witness.exposition import HANDSHAKE_SECONDS, LAG_SECONDS, REQUEST_SECONDS, Samples
-from trioproxy.witness.records import BACKEND_FAILED, CLIENT_LEFT, DONE, Exchange, Passage
+from trioproxy.witness.records import DONE, Exchange, Passage
 from trioproxy.witness.witness import Listener
 
 OTHER = "other"
@@ -24,8 +24,6 @@ LOOK = 1.0
 
 MINUTE = 60
 """Looks that the longest lag is told of."""
-
-_SAID = frozenset((DONE, CLIENT_LEFT, BACKEND_FAILED))
 
 
 class _Named:
@@ -67,7 +65,6 @@ class Metrics(Listener):
         self._names: dict[str, _Named] = {}
         self._other = _Named()
         self._accepted: Counter[str] = Counter()
-        self._open = 0
         self._lag = [0.0] * (len(LAG_SECONDS) + 2)
         self._lags: deque[float] = deque(maxlen=MINUTE)
 
@@ -93,11 +90,6 @@ class Metrics(Listener):
     def opened(self, connection: int, client: str, scheme: str) -> None:  # noqa: ARG002 - as listeners have it
         """See `Listener`."""
         self._accepted[scheme] += 1
-        self._open += 1
-
-    def closed(self, connection: int) -> None:  # noqa: ARG002
-        """See `Listener`."""
-        self._open -= 1
 
     def refused(self, connection: int, client: str, name: str, reason: str) -> None:  # noqa: ARG002
         """See `Listener`."""
@@ -106,7 +98,7 @@ class Metrics(Listener):
     def handshake(self, connection: int, client: str, name: str, protocol: str, seconds: float, outcome: str) -> None:  # noqa: ARG002
         """See `Listener`."""
         named = self._names.get(name) or self._of(name)
-        if outcome != DONE:
+        if outcome != DONE:  # in words, of which there are too many for a label
             named.handshakes["failed"] += 1
             return
         named.handshakes[DONE] += 1
@@ -117,7 +109,7 @@ class Metrics(Listener):
         """See `Listener`."""
         named = self._names.get(exchange.name) or self._of(exchange.name)
         if exchange.upgraded:
-            named.tunnels["upgraded", _said(exchange.outcome)] += 1
+            named.tunnels["upgraded", exchange.outcome] += 1
             seconds = exchange.answered - exchange.began
         else:
             seconds = exchange.ended - exchange.began
@@ -133,7 +125,7 @@ class Metrics(Listener):
     def passage(self, passage: Passage) -> None:
         """See `Listener`."""
         named = self._names.get(passage.name) or self._of(passage.name)
-        named.tunnels["passthrough", _said(passage.outcome)] += 1
+        named.tunnels["passthrough", passage.outcome] += 1
         named.received += passage.up
         named.sent += passage.down
 
@@ -145,7 +137,6 @@ class Metrics(Listener):
             self._other.take(self._names.pop(name))
         every = [*self._names.items(), (OTHER, self._other)]
         return {
-            "trioproxy_connections": [((), self._open)],
             "trioproxy_connections_accepted_total": [((scheme,), count) for scheme, count in self._accepted.items()],
             "trioproxy_refused_total": [((name,), named.refused) for name, named in every if named.refused],
             "trioproxy_handshakes_total": [
@@ -172,8 +163,3 @@ class Metrics(Listener):
             "trioproxy_event_loop_lag_seconds": [((), list(self._lag))],
             "trioproxy_event_loop_lag_max_seconds": [((), max(self._lags, default=0.0))],
         }
-
-
-def _said(outcome: str) -> str:
-    """An outcome in one of a few words."""
-    return outcome if outcome in _SAID else "failed"
