@@ -34,11 +34,18 @@ from trioproxy.witness.records import (
 log = logging.getLogger("trioproxy.http")
 
 
-def report(visit: Visit, request: RequestHead, error: RequestError | UpstreamError | ResponseAborted) -> None:
-    """One line in the log: the client's fault is information, a backend's a warning."""
-    level = logging.INFO if isinstance(error, RequestError) else logging.WARNING
+def report(
+    visit: Visit, request: RequestHead, record: Exchange, error: RequestError | UpstreamError | ResponseAborted
+) -> None:
+    """Blame `error`, and one line in the log: the client's fault is information, a backend's a warning."""
+    blame(record, error)
     described = (request.method + b" " + request.authority + request.target).decode("latin-1")
-    log.log(level, "%s: %s: %s", visit.client(request), described, error)
+    extra = {"site": record.name}
+    level = logging.INFO
+    if not isinstance(error, RequestError):
+        level = logging.WARNING
+        extra["about"] = str(error)  # whoever has asked
+    log.log(level, "%s: %s: %s", visit.client(request), described, error, extra=extra)
 
 
 def told(error: RequestError | UpstreamError) -> str:

@@ -49,9 +49,9 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[N
     except SilentPeer:
         raise
     except HelloError as exc:
-        log.info("%s: refused: %s", peer, exc)
-        name = hello.server_name if hello is not None else None
-        ctx.witness.refused(peer.number, peer.host, name or "", str(exc))
+        name = (hello.server_name if hello is not None else None) or ""
+        log.info("%s: refused: %s", peer, exc, extra={"site": name})
+        ctx.witness.refused(peer.number, peer.host, name, str(exc))
         await refuse(stream, exc.alert)
         return None
     ctx.witness.named(peer.number, peer.host, hello, entry.name)

@@ -44,7 +44,8 @@ async def serve_passthrough(
             entry.to, timeouts.connect, client=peer.host if entry.client_ip == "transparent" else ""
         )
     except UpstreamError as exc:
-        log.warning("%s: the backend cannot be reached: %s (%s)", entry.name, exc, peer)
+        extra = {"site": entry.name}
+        log.warning("%s: the backend cannot be reached: %s (%s)", entry.name, exc, peer, extra=extra)
         passage = Passage(peer.number, peer.host, entry.name, None, began, perf_counter())
         ctx.witness.passage(attrs.evolve(passage, outcome=outcome(exc), reason=str(exc)))
         await refuse(client, Alert.INTERNAL_ERROR)

@@ -79,8 +79,7 @@ async def _answer(ctx: ProxyContext, visit: Visit, request: RequestHead, client:
     try:
         await answer(ctx, visit, request, client)
     except (RequestError, UpstreamError, ResponseAborted) as exc:
-        blame(client.record, exc)
-        report(visit, request, exc)
+        report(visit, request, client.record, exc)
         if client.started or isinstance(exc, ResponseAborted):
             client.broken = True
         else:

@@ -217,8 +217,7 @@ class _Connection:
         try:
             await self._answer(self.ctx, self._visit, client.request, client)
         except (RequestError, UpstreamError, ResponseAborted) as exc:
-            blame(client.record, exc)
-            report(self._visit, client.request, exc)
+            report(self._visit, client.request, client.record, exc)
             if client.started or isinstance(exc, ResponseAborted):
                 client.give_up(Code.INTERNAL_ERROR, ConnectionLost(str(exc)))
             else:
