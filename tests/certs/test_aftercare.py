@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from trioproxy.acme.client import AcmeClient
 from trioproxy.certs import aftercare
 from trioproxy.certs.aftercare import Aftercare
 from trioproxy.certs.bundle import Bundle
+from trioproxy.certs.handing_out import HandingOut
 from trioproxy.certs.manager import Manager
 from trioproxy.certs.served import Listening
 from trioproxy.certs.status import CertificateStatus
@@ -193,6 +195,31 @@ async def test_one_at_a_time_for_a_name_and_others_beside_it(tmp_path: Path) -> 
         gate.touch()
         await care.settle()
     assert lines(tmp_path / "told").count(f"begin {NAME}") == 2
+
+
+async def test_whoever_stops_the_server_does_not_wait_for_the_files_of_all_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"site{number}.test" for number in range(100)]
+    w, written, proceed = world(tmp_path, *map(acme_site, names)), list[str](), threading.Event()
+
+    def slow(_: HandingOut, name: str) -> None:
+        written.append(name)
+        assert proceed.wait(PATIENCE)
+
+    monkeypatch.setattr(HandingOut, "bring_up_to_date", slow)
+    made = bundle(NAME)
+    w.manager.aftercare.want(dict.fromkeys(names, made.leaf))
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(w.manager.aftercare.run)
+            await until(lambda: written)
+            nursery.cancel_scope.cancel()
+            proceed.set()
+    assert len(written) <= aftercare.IN_ONE_GO
+    async with running(w) as care:
+        await care.settle()
+    assert set(written) == set(names), "the others have their turn with whoever runs it next"
 
 
 async def test_files_that_cannot_be_written_are_told_and_tried_again(
