@@ -20,7 +20,8 @@ import trio
 
 from trioproxy.certs.contexts import ContextSource
 from trioproxy.certs.importing import handlers as import_handlers
-from trioproxy.certs.internal_ca import InternalCA
+from trioproxy.certs.internal_ca import InternalCA, utc_now
+from trioproxy.certs.jumps import watch_clock
 from trioproxy.certs.manager import Manager
 from trioproxy.certs.served import Listening
 from trioproxy.certs.store import Store
@@ -184,6 +185,7 @@ class Server:
             services.start_soon(self._reaper.run)
             services.start_soon(control.answer, self._handlers(control))
             services.start_soon(self._keeper.run)
+            services.start_soon(watch_clock, utc_now, self._manager.clock_jumped)
             services.start_soon(self._reloads.run)
             services.start_soon(self._answer_scrapes)
             services.start_soon(self._heed, signals)

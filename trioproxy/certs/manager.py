@@ -1,8 +1,8 @@
 """Keeps every site's certificate good.
 
-One loop sleeps until the earliest moment at which something is due, at most an hour, for wall clocks jump and a timer
-would not. What is due becomes a job; a few run at once, one for each name, and each ends by itself: in a certificate,
-or in words about why not and a moment for the next attempt (`renewal`). The loop never waits for a job.
+One loop sleeps until the earliest moment at which something is due, or until the wall clock jumps (`jumps`), and never
+longer than an hour. What is due becomes a job; a few run at once, one for each name, and each ends by itself: in a
+certificate, or in words about why not and a moment for the next attempt (`renewal`). The loop never waits for a job.
 
 A person's wish (`renew`) is a job like any other; who wishes for what is under way waits for that.
 """
@@ -145,6 +145,11 @@ class Manager:
         """Look at the configuration and the store again: called after a reload."""
         self._seen = self._ready_for = None
         self._watch.wake()
+        self._hurry()
+
+    def clock_jumped(self) -> None:
+        """Look at once what is due by the wall clock."""
+        self._advisor.wake()
         self._hurry()
 
     def _hurry(self) -> None:
