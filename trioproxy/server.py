@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trioproxy.server")
 
+HELD_BACK = (signal.SIGHUP, signal.SIGUSR1)
+"""Signals that `serve` has held back until they are listened for: they would be the end of a process that starts."""
+
 LAST_WORDS = 1.0
 """Seconds that commands under way get at the end: who asked for an upgrade is to hear of it."""
 
@@ -141,11 +144,11 @@ class Server:
         """
         config = self._cell.current.config
         with (
-            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, *HELD_BACK) as signals,
             self._sockets as sockets,
             self._scrapes as scrapes,
         ):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # `serve` held it back until we listen for it
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             inherited = self._take_over(config)
             with scrapes.moving(config.metrics):
                 sockets.bind(config.listen)
@@ -255,6 +258,8 @@ class Server:
         async for number in signals:
             if number == signal.SIGHUP:
                 self._reloads.asked.set()
+            elif number == signal.SIGUSR1:
+                self._hands.reopen_logs()
             elif self._signalled:
                 log.warning("stopping at once: open connections are cut")
                 self._hands.cut()

@@ -73,7 +73,7 @@ def command() -> None:
 def main() -> None:
     """The console entry point."""
     if "serve" in sys.argv:
-        # A reload that is asked for while the modules are still being imported must not be the end of the start: it
-        # waits until the server listens for signals, and lets it through.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        # A reload, or a new log file, that is asked for while the modules are still being imported must not be the end
+        # of the start: it waits until the server listens for signals, and lets it through.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1})
     command(prog_name="trioproxy")

@@ -35,7 +35,7 @@ def command(context: click.Context) -> None:
             print_mistakes(exc)
             heir.refuse(exc.lines())
             raise click.exceptions.Exit(CONFIG_WRONG) from exc
-    configure(config.log.level)
+    configure(config.log.level, config.log.format)
     run_server(config, lambda: load(config.path), circumstances)
 
 

@@ -21,15 +21,20 @@ from trioproxy.life.hands import Census
 from trioproxy.life.listeners import Listeners
 from trioproxy.life.measuring import Measuring
 from trioproxy.life.sockets import Sockets
+from trioproxy.logs import tell_what_was_folded
 from trioproxy.net.limits import raise_descriptor_limit
 from trioproxy.net.sock import Stream
 from trioproxy.process.notify import Notifier
 from trioproxy.proxy.context import Guest, ProxyContext
 from trioproxy.proxy.guests import show_out
 from trioproxy.snapshot import Snapshot
+from trioproxy.witness.access_log import AccessLog
 from trioproxy.witness.exposition import Samples
 
 log = logging.getLogger("trioproxy.server")
+
+LOOK_AGAIN = 5.0
+"""Seconds between two looks whether a minute of the log's is over."""
 
 
 class Alone:
@@ -54,6 +59,7 @@ class Alone:
         self._notifier = notifier
         self._farewell = Farewell(ctx)
         self._measuring = Measuring(ctx)
+        self._access_log = AccessLog(ctx.witness, ctx.cell.current.config.log)
         self._connections = trio.CancelScope()
 
     async def serve(self, stopping: trio.Event, serving: Callable[[], None]) -> None:
@@ -64,6 +70,8 @@ class Alone:
             for work in (ctx.pump.run, ctx.pool.run, ctx.lan.run, ctx.admission.run, self._farewell.run):
                 services.start_soon(work)
             services.start_soon(self._measuring.run)
+            services.start_soon(self._access_log.run)
+            services.start_soon(_tell_what_was_folded)
             async with trio.open_nursery() as connections:
                 self._connections = connections.cancel_scope
                 async with trio.open_nursery() as accepting:
@@ -88,6 +96,10 @@ class Alone:
         """See `Hands`."""
         self._connections.cancel()
 
+    def reopen_logs(self) -> None:
+        """See `Hands`."""
+        self._access_log.reopen()
+
     async def take(self, config: Config) -> None:
         """See `Hands`."""
         self.listeners.move(config.listen)
@@ -100,6 +112,7 @@ class Alone:
         snapshot = self._snapshot(config)
         self._ctx.cell.update(lambda _: snapshot)
         self._measuring.go_by(config)
+        self._access_log.apply(config.log)
         self._farewell.asked.set()
 
     # ---- what there is to tell ----------------------------------------------------------------------
@@ -151,6 +164,13 @@ class Alone:
     def healthy(self) -> bool:
         """See `Hands`. Who asks is this process, so it is."""
         return True
+
+
+async def _tell_what_was_folded() -> None:
+    """Have the log say how often something has happened again, within seconds of the minute's end."""
+    while True:
+        await trio.sleep(LOOK_AGAIN)
+        tell_what_was_folded()
 
 
 def _settle_memory() -> None:

@@ -50,6 +50,9 @@ class Hands(Protocol):
             ControlError: a worker cannot go by it. Nothing has changed.
         """
 
+    def reopen_logs(self) -> None:
+        """Log files were moved away: go on with new ones."""
+
     async def census(self) -> Census:
         """Count connections."""
 

@@ -23,6 +23,7 @@ from trioproxy.control import Report
 from trioproxy.errors import CertificateError, ConfigError, ControlError, ListenError
 from trioproxy.life.hands import Hands
 from trioproxy.life.scrapes import Scrapes
+from trioproxy.logs import configure
 from trioproxy.process.notify import Notifier
 from trioproxy.snapshot import Cell
 
@@ -160,8 +161,8 @@ class Reloads:
             await self._hands.take(config)
         for line in outcome.lines():
             log.info("reload: %s", line)
-        if config.log.level != old.log.level:
-            logging.getLogger("trioproxy").setLevel(config.log.level.upper())
+        if (config.log.level, config.log.format) != (old.log.level, old.log.format):
+            configure(config.log.level, config.log.format)
         self._wake()
         self.outcomes["succeeded"] += 1
         self.succeeded = time.time()
