@@ -25,7 +25,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import cast
 
 import trio
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
@@ -33,6 +33,8 @@ from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writab
 from trioproxy.config.model import HostPort
 from trioproxy.errors import ConnectionLost, HandshakeFailed, StreamError, StreamInterrupted, StreamTimeout
 from trioproxy.net.raw import Socket, TlsPart, tls_part
+from trioproxy.net.reaper import Mortal as Mortal
+from trioproxy.net.reaper import Reaper as Reaper  # streams, and who looks after them, are had from one place
 
 CALLS_IN_A_ROW = 64
 
@@ -48,33 +50,6 @@ _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 LINGER = 1.0
 """Seconds that a polite close waits for the peer to take what was sent."""
-
-
-class Mortal(Protocol):
-    """What the reaper looks after."""
-
-    def overdue(self, now: float) -> bool:
-        """Whether it has waited too long at the Trio time `now`."""
-
-    def interrupt(self, error: StreamError) -> None:
-        """Stop waiting, with this error."""
-
-
-class Reaper:
-    """Knows everything that waits for a peer, and wakes what has waited too long."""
-
-    PERIOD = 1.0
-
-    def __init__(self) -> None:
-        self.watched: set[Mortal] = set()
-
-    async def run(self) -> None:
-        """Look once a second, until cancelled."""
-        while True:
-            await trio.sleep(self.PERIOD)
-            now = trio.current_time()
-            for mortal in [m for m in self.watched if m.overdue(now)]:
-                mortal.interrupt(StreamTimeout("no progress in time"))
 
 
 class Stream:
