@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Any
 
@@ -28,7 +29,9 @@ from tests.proxy.stage import (
     stage,
 )
 from trioproxy.config.model import Limits, Listen
+from trioproxy.errors import ConnectionShed
 from trioproxy.net.limits import SAME_IN_A_ROW
+from trioproxy.net.sock import Stream
 from trioproxy.proxy import context
 from trioproxy.wire.proxy_protocol import Endpoint, encode_v2
 
@@ -109,6 +112,32 @@ async def test_beyond_the_limit_the_longest_idle_request_or_tunnel_is_closed(cap
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
         "3 connections are open, which is limits.connections: idle ones make room for new ones"
     ]
+
+
+@pytest.mark.usefixtures("_idle_at_once")
+async def test_of_those_who_were_closed_nothing_is_left_to_the_collector() -> None:
+    """It comes by seldom, and each connection with TLS that waits for it keeps 22 KiB."""
+    async with (
+        backend(record_all) as (port, _),
+        backend(answering(HELLO)) as (http, _),
+        stage(make_config(passthrough(PBX, port), site(SITE, http, http="serve"))) as proxy,
+    ):
+        idle = [await proxy.tls(SITE), await proxy.plain()]
+        for stream in idle:
+            assert (await Caller(stream).ask("GET", "/", SITE)).status == 200
+        tunnel = await proxy.raw()
+        await tunnel.send_all(client_hello(PBX))
+        await until(proxy.ctx.pump.relays)
+        proxy.ctx.pool.close_idle()
+        gc.collect()
+        gc.disable()
+        try:
+            assert proxy.ctx.admission.shedder.shed(10) == 3
+            await proxy.until_idle()
+            left = [thing for thing in gc.get_objects() if isinstance(thing, Stream | ConnectionShed)]
+        finally:
+            gc.enable()
+        assert left == []
 
 
 @pytest.mark.usefixtures("_idle_at_once")

@@ -23,6 +23,7 @@ What edge-triggered epoll asks for, and where it is done:
 
 from __future__ import annotations
 
+import copy
 import os
 import select
 import socket
@@ -260,9 +261,13 @@ class Pump:
                 relay.task = current_task()
                 await trio.lowlevel.wait_task_rescheduled(relay.abort)
         finally:
-            client.carried, backend.carried = relay.forth.carried, relay.back.carried
+            forth, back = relay.forth, relay.back
+            client.carried, backend.carried = forth.carried, back.carried
+            del relay.forth, relay.back, forth.other, back.other  # rings, which the collector would come for late
         if isinstance(relay.error, OSError):
-            raise ConnectionLost(f"relaying failed: {relay.error}") from relay.error
+            raise ConnectionLost(f"relaying failed: {relay.error}") from relay.error.with_traceback(None)
+        if isinstance(relay.error, StreamError):
+            raise copy.copy(relay.error)  # itself, it would hold this frame, which holds it
         if relay.error is not None:
             raise relay.error
 

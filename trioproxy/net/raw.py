@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 from typing import Any, Protocol, cast
@@ -18,6 +19,8 @@ PROBES = (
     (socket.TCP_KEEPCNT, 3),  # and how many may stay without an answer
     (socket.TCP_USER_TIMEOUT, 35_000),  # milliseconds for which what was sent may stay unacknowledged
 )
+
+_SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
 
 
 def accept(listener: socket.socket, family: int) -> tuple[Socket, Any]:
@@ -64,3 +67,8 @@ def keep_alive(sock: Socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in PROBES:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def words(exc: OSError | ValueError) -> str:
+    """What `exc` says, without the line of a C source file that `ssl` ends it with."""
+    return _SOURCE_LINE.sub("", str(exc))

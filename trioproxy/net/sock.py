@@ -18,8 +18,8 @@ bell, `interrupt`, tells a keep-alive connection that the server is draining.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
-import re
 import select
 import socket
 import ssl
@@ -32,7 +32,7 @@ from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writab
 
 from trioproxy.config.model import HostPort
 from trioproxy.errors import ConnectionLost, HandshakeFailed, StreamError, StreamInterrupted, StreamTimeout
-from trioproxy.net.raw import Socket, TlsPart, tls_part
+from trioproxy.net.raw import Socket, TlsPart, tls_part, words
 from trioproxy.net.reaper import Mortal as Mortal
 from trioproxy.net.reaper import Reaper as Reaper  # streams, and who looks after them, are had from one place
 
@@ -43,8 +43,6 @@ MAX_READ = 64 * 1024
 
 TLS_READ = 16 * 1024
 """Bytes asked for in one read of a TLS socket: a record holds no more (RFC 8446 section 5.1)."""
-
-_SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
@@ -139,7 +137,7 @@ class Stream:
             except OSError as exc:
                 if self._is_end_of_client(exc):
                     return b""
-                raise ConnectionLost(f"reading failed: {_words(exc)}") from exc
+                raise ConnectionLost(f"reading failed: {words(exc)}") from exc
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send every byte of `data`.
@@ -158,7 +156,7 @@ class Stream:
             except ssl.SSLWantReadError:
                 await self._until_readable()
             except OSError as exc:
-                raise ConnectionLost(f"sending failed: {_words(exc)}") from exc
+                raise ConnectionLost(f"sending failed: {words(exc)}") from exc
             else:
                 if sent == len(data):
                     return
@@ -239,7 +237,7 @@ class Stream:
             if self.sock.fileno() < 0:  # `wrap` took the descriptor before it failed, and the number may be another's
                 self._fd = -1
                 self._reaper.watched.discard(self)
-            raise ConnectionLost(f"TLS could not begin: {_words(exc)}") from exc
+            raise ConnectionLost(f"TLS could not begin: {words(exc)}") from exc
         self._tls = tls_part(tls)
         try:
             await self._shake_hands(tls)
@@ -256,7 +254,7 @@ class Stream:
                 await self._until_writable()
             except OSError as exc:
                 lost = not isinstance(exc, ssl.SSLError) or isinstance(exc, ssl.SSLEOFError)
-                raise (ConnectionLost if lost else HandshakeFailed)(f"TLS handshake failed: {_words(exc)}") from exc
+                raise (ConnectionLost if lost else HandshakeFailed)(f"TLS handshake failed: {words(exc)}") from exc
 
     def local(self) -> HostPort:
         """The address and port on our side: what the peer connected to. Raises ConnectionLost."""
@@ -276,7 +274,7 @@ class Stream:
         """Wake whoever waits on this stream with `error`; who waits later gets it at once."""
         self.deadline = math.inf  # so that it is not overdue again while it is being cleared away
         if self._error is None:
-            self._error = StreamInterrupted("the server is draining") if error is None else error
+            self._error = StreamInterrupted("the server is draining") if error is None else copy.copy(error)
         if self._fd >= 0:
             notify_closing(self._fd)
 
@@ -346,10 +344,12 @@ class Stream:
 
     def _ready_to_wait(self) -> None:
         self._calls = 0
-        if self._error is not None:
-            raise self._error
-        if self._fd < 0:
-            raise ConnectionLost("closed by us")
+        if self._error is not None or self._fd < 0:
+            raise self._why()
+
+    def _why(self) -> StreamError:
+        """What ended it. A copy: raised itself, it would hold the frames that hold this stream, for the collector."""
+        return ConnectionLost("closed by us") if self._error is None else copy.copy(self._error)
 
     async def _until_readable(self) -> None:
         self._ready_to_wait()
@@ -357,7 +357,7 @@ class Stream:
         try:
             await wait_readable(self._fd)
         except trio.ClosedResourceError as exc:
-            raise self._error or ConnectionLost("closed by us") from exc
+            raise self._why() from exc
         finally:
             self._read_since = None
 
@@ -369,11 +369,6 @@ class Stream:
         except trio.ClosedResourceError as exc:
             if isinstance(self._error, StreamTimeout):
                 self._end_by_reset()  # else the kernel would go on offering for minutes what nobody takes
-            raise self._error or ConnectionLost("closed by us") from exc
+            raise self._why() from exc
         finally:
             self._write_by = None
-
-
-def _words(exc: OSError | ValueError) -> str:
-    """What `exc` says, without the line of a C source file that `ssl` ends it with."""
-    return _SOURCE_LINE.sub("", str(exc))
