@@ -32,9 +32,9 @@ log = logging.getLogger("trioproxy.listen")
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel lowers it to net.core.somaxconn."""
 
-DEFER_SECONDS = 5
+DEFER_SECONDS = 1
 """How long the kernel keeps a connection to itself on which nothing has come; then it is accepted, and our limits
-hold."""
+hold. It counts in retransmissions, each twice as long as the one before: 5 would be seven seconds."""
 
 ACCEPTS_IN_A_ROW = 64
 
