@@ -94,7 +94,7 @@ proxies=(nginx:nginx-light stream:libnginx-mod-stream haproxy:haproxy)
 
 install_for_tests() {
     install_what "some tests" "Those tests will skip." "${proxies[@]}" pebble:pebble pebble-challtestsrv:pebble \
-        certbot:certbot curl:curl nghttp:nghttp2-client ip:iproute2 nft:nftables
+        certbot:certbot curl:curl nghttp:nghttp2-client ip:iproute2 nft:nftables faketime:faketime
 }
 
 install_browser() {
