@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: run test lint format bench autobahn bulk browser apps clean tools suites acme2certifier short-lived hot-swap
+.PHONY: run test lint format bench autobahn bulk browser apps clean tools suites acme2certifier short-lived hot-swap thousand
 
 run: .venv/.run  ## the scene on loopback, with stand-in backends; Ctrl-C ends it
 	@.venv/bin/trioproxy demo
@@ -43,6 +43,9 @@ short-lived: .venv/.test tools  ## certificates of 59 seconds from Pebble, renew
 
 hot-swap: .venv/.test tools  ## certificates replaced under 200 new TLS connections a second
 	$(PY) -m tests.hot_swap $(ARGS)
+
+thousand: .venv/.test tools  ## a thousand first certificates from Pebble, paced by the ledger; some five minutes
+	$(PY) -m tests.thousand $(ARGS)
 
 acme2certifier: .venv/.test  ## renewal information and profiles at a CA that others wrote
 	@test -x .work/acme2certifier/bin/pip || python3 -m venv .work/acme2certifier

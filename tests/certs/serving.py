@@ -53,11 +53,11 @@ def stored(service: Served, name: str = NAME) -> Leaf | None:
     return None if bundle is None else bundle.leaf
 
 
-async def eventually(probe: Callable[[], T | None], patience: float = PATIENCE) -> T:
+async def eventually(probe: Callable[[], T | None], patience: float = PATIENCE, pause: float = 0.02) -> T:
     """What `probe` gives as soon as that is something: other processes have no event to tell by."""
     with trio.fail_after(patience):
         while not (found := probe()):  # noqa: ASYNC110
-            await trio.sleep(0.02)
+            await trio.sleep(pause)
     return found
 
 
