@@ -132,8 +132,8 @@ def main() -> None:
         raise
     between = (seen.orders[-1] - seen.orders[0]).total_seconds()
     print(
-        f"{arguments.names} certificates in {seen.seconds:.0f} s, the last order {between:.0f} s after the first; never "
-        f"more than {arguments.most} in {arguments.seconds:g} s; up to {seen.waited} names waited"
+        f"{arguments.names} certificates in {seen.seconds:.0f} s, the last order {between:.0f} s after the first; "
+        f"never more than {arguments.most} in {arguments.seconds:g} s; up to {seen.waited} names waited"
     )
 
 
