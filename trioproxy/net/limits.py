@@ -155,6 +155,7 @@ class Admission:
 
     Attributes:
         shedder: The same.
+        memory: Tells how many connections there is memory for.
         possible: How many connections the process has descriptors for.
         in_a_row: How many connections have come from the same address, one after the other.
         suspect: The address behind which all clients seem to be hidden; "" while none is.
@@ -168,7 +169,7 @@ class Admission:
         self._open = 0
         self._by_address: dict[str, int] = {}
         self._last = ""
-        self._memory = MemoryWatch(memory, lambda: self._open, shedder.relieve, shedder.tally.note)
+        self.memory = MemoryWatch(memory, lambda: self._open, shedder.relieve, shedder.tally.note)
 
     @property
     def open(self) -> int:
@@ -181,7 +182,7 @@ class Admission:
         Args:
             most: `limits.connections`.
         """
-        if self._open >= min(most, self.possible, self._memory.ceiling):
+        if self._open >= min(most, self.possible, self.memory.ceiling):
             if self._open >= most or self._open >= self.possible:
                 why = "limits.connections" if self._open >= most else "all that there are descriptors for"
                 message = f"{self._open} connections are open, which is {why}: idle ones make room for new ones"
@@ -231,7 +232,7 @@ class Admission:
         """Look after memory, and tell once a minute what happened too often to be told each time, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.shedder.tally.run)
-            nursery.start_soon(self._memory.run)
+            nursery.start_soon(self.memory.run)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -23,7 +23,7 @@ log = logging.getLogger("trioproxy.limits")
 EVERY = 0.25
 """Seconds between looks at the memory in use, where it has a limit."""
 
-SELDOM = 2.0
+SELDOM = 1.0
 """Seconds between looks whether it has got one."""
 
 MIB = 1024**2
@@ -180,7 +180,7 @@ class MemoryWatch:
         self._relieved = self._relieve(count) if count else 0
         if limit is None or not self._pressure.felt:
             if before:
-                log.info("%.0f MiB are in use: there is room for more connections again", used / MIB)
+                log.info("there is room for more connections again")
             return
         state = (
             f"{used / MIB:.0f} MiB are in use with {connections} connections, and limits.memory is {limit / MIB:.0f}"
