@@ -2,7 +2,8 @@
 
 One request for each connection: the command writes a line of JSON, `{"command": "certs.renew", "arguments": {…}}`;
 the server writes any number of `{"progress": "a line for a person"}`, then either `{"result": {…}}` or
-`{"error": "why not"}`, and ends. The socket is 0600, so who may open it is who owns the server.
+`{"error": "why not"}`, and ends. A command that follows something (`Endless`) has no result: its progress is objects,
+and it ends when the client ends its side. The socket is 0600, so who may open it is who owns the server.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 
 from trioproxy.errors import ControlError, ListenError, TrioproxyError
@@ -28,9 +30,28 @@ MAX_LINE = 4 * 1024 * 1024
 REQUEST_SECONDS = 5.0
 """A command sends its line at once; who does not is no command of ours."""
 
+UNKNOWN = "the running server does not know this command: it is another version of trioproxy, restart it"
+
 Report = Callable[[str], None]
 Handler = Callable[[dict[str, Any], Report], Awaitable[dict[str, Any]]]
 """Carries out one command: its arguments and a way to report progress go in, the result comes out."""
+
+Tell = Callable[[dict[str, Any]], bool]
+"""Tells of something that was followed. Returns False for what was left out, because the command reads too slowly."""
+
+
+@attrs.frozen
+class Endless:
+    """Carries out a command that follows something, for as long as whoever asked listens.
+
+    Attributes:
+        follow: The command's arguments and a way to tell go in; it is cancelled at the end.
+    """
+
+    follow: Callable[[dict[str, Any], Tell], Awaitable[None]]
+
+
+Handlers = Mapping[str, Handler | Endless]
 
 
 class NoServer(ControlError):
@@ -74,7 +95,7 @@ class ControlSocket:
         self._handed_over = same_path
         self.sock.close()
 
-    async def answer(self, handlers: Mapping[str, Handler]) -> None:
+    async def answer(self, handlers: Handlers) -> None:
         """Answer commands until cancelled."""
 
         async def serve_one(stream: trio.SocketStream) -> None:
@@ -90,7 +111,7 @@ class ControlSocket:
                 await self._resumed.wait()
                 self._resumed = trio.Event()
 
-    async def _serve_one(self, stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:
+    async def _serve_one(self, stream: trio.SocketStream, handlers: Handlers) -> None:
         if not self._under_way:
             self._all_answered = trio.Event()
         self._under_way += 1
@@ -164,59 +185,91 @@ def _answers(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-async def _answer(stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:
+async def _answer(stream: trio.SocketStream, handlers: Handlers) -> None:
     with trio.move_on_after(REQUEST_SECONDS) as scope:
         line = await _Lines(stream).next()
     if scope.cancelled_caught or line is None:
         return
     send, receive = trio.open_memory_channel[dict[str, Any]](100)
 
-    def report(text: str) -> None:
+    def tell(progress: object) -> bool:
         try:
-            send.send_nowait({"progress": text})
+            send.send_nowait({"progress": progress})
         except trio.WouldBlock:
-            log.debug("a command reads too slowly to be told: %s", text)
+            log.debug("a command reads too slowly to be told: %s", progress)
+            return False
+        return True
 
+    request = _understood(line, handlers)
     async with stream, trio.open_nursery() as nursery:
-        nursery.start_soon(_write_all, stream, receive)
+        nursery.start_soon(_write_all, stream, receive, nursery.cancel_scope)
         async with send:
-            await send.send(await _carry_out(line, handlers, report))
+            if request is not None and isinstance(request.handler, Endless):
+                nursery.start_soon(_end_with_client, stream, nursery.cancel_scope)
+            await send.send(await _carry_out(request, tell))
 
 
-async def _write_all(stream: trio.SocketStream, messages: trio.MemoryReceiveChannel[dict[str, Any]]) -> None:
+async def _write_all(
+    stream: trio.SocketStream, messages: trio.MemoryReceiveChannel[dict[str, Any]], scope: trio.CancelScope
+) -> None:
     async for message in messages:
         await stream.send_all(json.dumps(message).encode() + b"\n")
+    scope.cancel()
 
 
-async def _carry_out(line: bytes, handlers: Mapping[str, Handler], report: Report) -> dict[str, Any]:
+async def _end_with_client(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    while await stream.receive_some():
+        pass
+    scope.cancel()
+
+
+@attrs.frozen
+class _Request:
+    command: str
+    arguments: dict[str, Any]
+    handler: Handler | Endless
+
+
+def _understood(line: bytes, handlers: Handlers) -> _Request | None:
+    """What is asked for; None for what nobody here knows."""
     try:
         request = json.loads(line)
-        handler = handlers[request["command"]]
-        arguments = dict(request["arguments"])
+        return _Request(request["command"], dict(request["arguments"]), handlers[request["command"]])
     except (ValueError, KeyError, TypeError):
-        return {
-            "error": "the running server does not know this command: it is another version of trioproxy, restart it"
-        }
+        return None
+
+
+async def _carry_out(request: _Request | None, tell: Callable[[object], bool]) -> dict[str, Any]:
+    """The last line of the answer."""
+    if request is None:
+        return {"error": UNKNOWN}
+
+    def report(line: str) -> None:
+        tell(line)
+
     try:
-        return {"result": await handler(arguments, report)}
+        if isinstance(request.handler, Endless):
+            await request.handler.follow(request.arguments, tell)
+            return {"result": {}}
+        return {"result": await request.handler(request.arguments, report)}
     except TrioproxyError as exc:
         return {"error": str(exc)}
     except Exception:
-        log.exception("a bug in trioproxy ended the command %s", request["command"])
+        log.exception("a bug in trioproxy ended the command %s", request.command)
         return {"error": "a bug in trioproxy ended this command; the server's log has the details"}
 
 
 # ---- the command's side -------------------------------------------------------------------------------
 
 
-async def ask(path: Path, command: str, arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+async def ask(path: Path, command: str, arguments: dict[str, Any], report: Callable[[Any], None]) -> dict[str, Any]:
     """Have the running server carry out `command`.
 
     Args:
         path: The control socket.
         command: Its name, "certs.renew".
         arguments: What it takes; JSON values.
-        report: Called with each line of progress.
+        report: Called with each line of progress, or with each thing that is told.
 
     Returns:
         The result, JSON values.

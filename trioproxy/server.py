@@ -28,7 +28,7 @@ from trioproxy.certs.store import Store
 from trioproxy.certs.wishes import handlers
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config
-from trioproxy.control import ControlSocket, Handler, control_socket
+from trioproxy.control import ControlSocket, Handlers, control_socket
 from trioproxy.http.alpn import spoken
 from trioproxy.life.alone import Alone
 from trioproxy.life.circumstances import Circumstances
@@ -40,6 +40,7 @@ from trioproxy.life.reload import handler as reload_handler
 from trioproxy.life.reports import reports
 from trioproxy.life.scrapes import KIND, Scrapes
 from trioproxy.life.sockets import Addresses, Sockets
+from trioproxy.life.tracing import tracing
 from trioproxy.life.upgrade import Estate, Succession, Upgrades
 from trioproxy.life.user import become
 from trioproxy.net.dial import Dialler
@@ -227,7 +228,7 @@ class Server:
         inheritance = self._circumstances.inheritance
         return inheritance.control[1] if inheritance else None
 
-    def _handlers(self, control: ControlSocket) -> dict[str, Handler]:
+    def _handlers(self, control: ControlSocket) -> Handlers:
         estate = Estate(
             self._circumstances.command,
             lambda: self._sockets.heirlooms() + self._scrapes.heirlooms(),
@@ -243,6 +244,7 @@ class Server:
             **import_handlers(self._manager),
             **reports(self._cell, self._hands, self._sockets, self._manager),
             "reload": reload_handler(self._reloads),
+            "trace": tracing(self._cell, self._hands),
             "upgrade": Upgrades(estate).upgrade,
         }
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "status": "Show the running server: names, certificates, connections.",
     "reload": "Have the running server read its configuration again, and show what changes.",
     "connections": "List the running server's connections, or end one.",
+    "trace": "Follow live what happens to a name.",
     "upgrade": "Have the running server replaced by a new process, without a gap.",
     "certs": "List, renew, revoke and import certificates; trust the internal CA.",
     "probe": "Try which PROXY header the backend of a passthrough name understands.",

@@ -16,6 +16,7 @@ import trio
 
 from trioproxy.config.difference import KINDS
 from trioproxy.config.model import Config
+from trioproxy.life import tracing
 from trioproxy.life.farewell import Farewell
 from trioproxy.life.hands import Census
 from trioproxy.life.listeners import Listeners
@@ -30,6 +31,7 @@ from trioproxy.proxy.guests import show_out
 from trioproxy.snapshot import Snapshot
 from trioproxy.witness.access_log import AccessLog
 from trioproxy.witness.exposition import Samples
+from trioproxy.witness.tracing import Event
 
 log = logging.getLogger("trioproxy.server")
 
@@ -127,6 +129,15 @@ class Alone:
         """See `Hands`."""
         await trio.lowlevel.checkpoint()
         return self._measuring.samples()
+
+    async def follow(self, name: str, tell: Callable[[Event], None]) -> None:
+        """See `Hands`."""
+        tracer = tracing.begin(self._ctx, name, tell)
+        try:
+            tell({"phase": "following", "name": name})
+            await trio.sleep_forever()
+        finally:
+            self._ctx.witness.remove(tracer)
 
     async def connections(self, name: str) -> list[dict[str, Any]]:
         """See `Hands`."""

@@ -11,6 +11,7 @@ import trio
 
 from trioproxy.config.model import Config
 from trioproxy.witness.exposition import Samples
+from trioproxy.witness.tracing import Event
 
 
 @attrs.frozen
@@ -58,6 +59,9 @@ class Hands(Protocol):
 
     async def measure(self) -> Samples:
         """What is measured of those who serve."""
+
+    async def follow(self, name: str, tell: Callable[[Event], None]) -> None:
+        """Tell what happens to an entry, or for "" to all, until cancelled; at the first, that it is `following`."""
 
     async def connections(self, name: str) -> list[dict[str, Any]]:
         """Connections on port 443, of one name or, for "", of all, as `trioproxy connections` shows them."""

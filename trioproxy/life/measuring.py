@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import trioproxy
@@ -13,7 +13,7 @@ from trioproxy.life.reload import Reloads
 from trioproxy.process.vitals import vitals
 from trioproxy.proxy.context import ProxyContext
 from trioproxy.snapshot import Cell
-from trioproxy.witness.exposition import Sample, Samples
+from trioproxy.witness.exposition import Sample, Samples, counts, merge
 from trioproxy.witness.metrics import OTHER, Metrics
 
 
@@ -60,6 +60,25 @@ class Measuring:
             self._config, self._backends = config, frozenset(_addresses(config))
         reached = self._ctx.dialler.reached
         return [((str(address),), int(up)) for address, up in reached.items() if address in self._backends]
+
+
+class Tallies:
+    """Adds up what several processes measure. What was counted by one that has ended since stays in the sum."""
+
+    def __init__(self) -> None:
+        self._last: Mapping[int, Samples] = {}
+        self._gone: Samples = {}
+
+    def total(self, samples: Mapping[int, Samples]) -> Samples:
+        """The sum, with what this process takes of the machine.
+
+        Args:
+            samples: Of those that there are, by process.
+        """
+        ended = [counts(last) for pid, last in self._last.items() if pid not in samples]
+        self._gone = merge([self._gone, *ended])
+        self._last = samples
+        return merge([of_process(), self._gone, *samples.values()])
 
 
 def of_server(cell: Cell, manager: Manager, reloads: Reloads) -> Samples:

@@ -60,7 +60,9 @@ async def exchange(ctx: ProxyContext, visit: Visit, site: Site, request: Request
     if isinstance(choice, Redirect):
         client.answer(308, [(b"location", choice.location), *hsts], b"")
         return
-    route = choice.route
+    route = client.record.route = choice.route
+    if ctx.witness.followers:
+        ctx.witness.under_way(client.record, "routed")
     if route.timeouts.idle != site.timeouts.idle:
         client.bear(route.timeouts.idle)
     headers = request_headers(request, visit.arrival, choice.prefix, ctx.pseudonym)
@@ -157,6 +159,8 @@ class _Asking:
         try:
             record = self._client.record
             record.backend = upstream.backend
+            if (witness := self._ctx.witness).followers:
+                witness.under_way(record, "asking")
             await upstream.ask(self._request, self._choice.target, self._headers, self._body, self._client)
             record.asked = perf_counter()
             if self._uploaded:
@@ -215,14 +219,19 @@ class _Asking:
         self._answered = True
         record = client.record
         record.answered = perf_counter()
+        followed = self._ctx.witness.followers
         if head.status == 101:
             self._uploaded = False  # what it carries from now on is no exchange
+            if followed:
+                self._ctx.witness.under_way(record, "upgraded")
             await client.tunnel(head, upstream, self._choice.route.timeouts.tunnel)
             return
         upstream.expect(self._choice.route.timeouts.tunnel)
         if head.status == 400:
             self._explain_refusal(upstream.backend)
         client.start(self._as_sent(head))
+        if followed:
+            self._ctx.witness.under_way(record, "answered")
         try:
             while not isinstance(event := upstream.next(), End):
                 if event is None:

@@ -104,6 +104,15 @@ def merge(parts: Iterable[Samples]) -> Samples:
     return {name: list(found[name].items()) for name in FAMILIES if name in found}
 
 
+def counts(samples: Samples) -> Samples:
+    """Only what was counted, and so stays true of a process that has ended."""
+    return {
+        name: found
+        for name, found in samples.items()
+        if (family := FAMILIES.get(name)) is not None and family.kind != "gauge" and family.merge == "sum"
+    }
+
+
 def _joined(family: Family, one: Value, other: Value) -> Value:
     if isinstance(one, list) and isinstance(other, list):
         return [a + b for a, b in zip(one, other, strict=True)]

@@ -8,9 +8,16 @@ Moments are `time.perf_counter()`, which costs a fraction of Trio's clock; only 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import attrs
 
+from trioproxy.config.model import Route
 from trioproxy.http.messages import RequestHead
+
+Phase = Literal["routed", "asking", "answered", "upgraded"]
+"""How far a request has got: it has its route, there is a connection to its backend, the response has begun, or it has
+become a tunnel."""
 
 DONE = "done"
 """The outcome of what came to its proper end; the others are why something did not."""
@@ -57,6 +64,7 @@ class Exchange:
         upgraded: It became a tunnel (a WebSocket): `ended` says when that one ended.
         outcome: One of the constants above.
         reason: The same in words that tell more, "" when it is `DONE`.
+        route: The route that it took; None when it had none.
     """
 
     connection: int
@@ -75,6 +83,7 @@ class Exchange:
     upgraded: bool = False
     outcome: str = DONE
     reason: str = ""
+    route: Route | None = None
 
     def count_received(self, size: int) -> None:
         """So many more bytes have come through its tunnel."""

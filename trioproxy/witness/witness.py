@@ -6,7 +6,7 @@ Whoever tells says what happened and no more. With nobody listening that costs a
 from __future__ import annotations
 
 from trioproxy.wire.client_hello import ClientHello
-from trioproxy.witness.records import Exchange, Passage
+from trioproxy.witness.records import Exchange, Passage, Phase
 
 
 class Listener:
@@ -30,6 +30,9 @@ class Listener:
         `protocol` is what ALPN chose, "" for nothing; `outcome` is `records.DONE`, or what went wrong.
         """
 
+    def under_way(self, exchange: Exchange, phase: Phase) -> None:
+        """A request has got so far. Only followers hear of it: what is not over yet is of no use to a count."""
+
     def exchange(self, exchange: Exchange) -> None:
         """A request is over."""
 
@@ -47,21 +50,30 @@ class Witness:
     """Tells all `listeners`; see `Listener` for what each call says.
 
     Attributes:
-        listeners: Who wants to know. Replaced as a whole.
+        listeners: Who wants to know. Replaced as a whole, as the next one is.
+        followers: Those of them who also want to know of what is not over yet. Mostly there are none, and whoever
+            could tell them looks first.
     """
 
-    __slots__ = ("listeners",)
+    __slots__ = ("followers", "listeners")
 
     def __init__(self, *listeners: Listener) -> None:
         self.listeners: tuple[Listener, ...] = listeners
+        self.followers: tuple[Listener, ...] = ()
 
     def add(self, listener: Listener) -> None:
         """`listener` hears what happens from now on."""
         self.listeners = (*self.listeners, listener)
 
+    def follow(self, listener: Listener) -> None:
+        """`listener` hears what happens from now on, also of what is not over yet."""
+        self.add(listener)
+        self.followers = (*self.followers, listener)
+
     def remove(self, listener: Listener) -> None:
         """`listener` hears no more."""
         self.listeners = tuple(other for other in self.listeners if other is not listener)
+        self.followers = tuple(other for other in self.followers if other is not listener)
 
     def opened(self, connection: int, client: str, scheme: str) -> None:
         """See `Listener`."""
@@ -82,6 +94,11 @@ class Witness:
         """See `Listener`."""
         for listener in self.listeners:
             listener.handshake(connection, client, name, protocol, seconds, outcome)
+
+    def under_way(self, exchange: Exchange, phase: Phase) -> None:
+        """See `Listener`."""
+        for follower in self.followers:
+            follower.under_way(exchange, phase)
 
     def exchange(self, exchange: Exchange) -> None:
         """See `Listener`."""
