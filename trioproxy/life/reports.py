@@ -48,6 +48,7 @@ def reports(cell: Cell, hands: Hands, sockets: Sockets, manager: Manager) -> dic
             "https": [str(address) for address in sockets.bound("https")],
             "http": [str(address) for address in sockets.bound("http")],
             "connections": census.open,
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "hidden_clients": census.suspect,
             "workers": list(census.workers),
             "names": names,
