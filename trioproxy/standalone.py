@@ -1,4 +1,8 @@
-"""Certificates without a running server: the parts of one that a command needs, for as long as it takes."""
+"""Certificates without a running server: the parts of one that a command needs, for as long as it takes.
+
+Port 80 is answered meanwhile, port 443 is not, so a name is proved by HTTP-01 alone: to try TLS-ALPN-01 as well would
+be a validation that fails, and of those CAs allow few.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+import attrs
 import trio
 
 from trioproxy.certs.contexts import ContextSource
@@ -16,9 +21,9 @@ from trioproxy.certs.served import Listening
 from trioproxy.certs.status import CertificateStatus, Outcome
 from trioproxy.certs.store import Store
 from trioproxy.challenges import ChallengeBoard
-from trioproxy.config.model import Config, HostPort
+from trioproxy.config.model import Acme, Config, HostPort
 from trioproxy.control import Report
-from trioproxy.errors import TrioproxyError
+from trioproxy.errors import ControlError, TrioproxyError
 from trioproxy.net.listen import Handler, Peer, accept_forever, bind
 from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Reaper
@@ -35,10 +40,11 @@ async def renew(config: Config, names: Sequence[str], force: bool, report: Repor
 
     Raises:
         ListenError: port 80 is not to be had; the message says who holds it.
-        ControlError: a name that is none of the configuration's.
+        ControlError: a name that is none of the configuration's, or HTTP-01 is not to be used.
     """
     parts = _Parts(config)
     parts.manager.named(names)  # a wrong name is told before anybody looks for port 80
+    _check_challenges(config)
     async with _port_80(config, parts, report):
         return await parts.manager.renew(names, force, report)
 
@@ -47,6 +53,7 @@ async def rehearse(config: Config, names: Sequence[str], report: Report) -> list
     """Do what `Manager.rehearse` does while no server runs. Raises as `renew`."""
     parts = _Parts(config)
     parts.manager.named(names)
+    _check_challenges(config)
     async with _port_80(config, parts, report):
         return await parts.manager.rehearse(names, report)
 
@@ -91,8 +98,22 @@ async def listing(config: Config) -> list[CertificateStatus]:
     return manager.listing()
 
 
+def _check_challenges(config: Config) -> None:
+    if "http-01" not in config.acme.challenges:
+        raise ControlError(
+            "names are to be proved on port 443 (acme.challenges), and only a running server answers there: start it"
+        )
+
+
+def _by_http(acme: Acme) -> Acme:
+    """`acme` as this process can keep to it."""
+    fallback = tuple(map(_by_http, acme.fallback))
+    return attrs.evolve(acme, challenges=("http-01",), fallback=fallback)
+
+
 class _Parts:
     def __init__(self, config: Config) -> None:
+        config = attrs.evolve(config, acme=_by_http(config.acme))
         store = Store(config.storage)
         source = ContextSource(store, InternalCA(store))
         self.board = ChallengeBoard()
