@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # RFC 8555 section 8.3: base64url, at least 128 bits. The upper bound is ours; CAs use 43 characters.
 TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -52,3 +53,20 @@ class ChallengeBoard:
     def answer_in_tls(self, name: str) -> bytes | None:
         """What to show a client that offers nothing but `acme-tls/1` (RFC 8737), PEM; None when nothing is live."""
         return self._in_tls.get(name)
+
+    # ---- where several processes answer -------------------------------------------------------------
+
+    async def seen(self) -> None:
+        """Wait until all who answer know what hangs here: at once, unless those are other processes."""
+
+    def contents(self) -> dict[str, Any]:
+        """All that hangs here, as JSON can say it."""
+        return {
+            "answers": [[name, token, answer] for (name, token), answer in self._answers.items()],
+            "in_tls": {name: pem.decode() for name, pem in self._in_tls.items()},
+        }
+
+    def copy(self, contents: dict[str, Any]) -> None:
+        """Hang what `contents` says, and nothing else."""
+        self._answers = {(name, token): answer for name, token, answer in contents["answers"]}
+        self._in_tls = {name: pem.encode() for name, pem in contents["in_tls"].items()}

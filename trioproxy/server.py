@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,25 +31,25 @@ from trioproxy.control import ControlSocket, Handlers, control_socket
 from trioproxy.http.alpn import spoken
 from trioproxy.life.alone import Alone
 from trioproxy.life.circumstances import Circumstances
+from trioproxy.life.crew import Crew
 from trioproxy.life.hands import Hands
 from trioproxy.life.keeper import Keeper
 from trioproxy.life.measuring import of_server
+from trioproxy.life.member import WorkerGone
+from trioproxy.life.parts import proxy_context, snapshot_of
 from trioproxy.life.reload import Reloads, summary
 from trioproxy.life.reload import handler as reload_handler
 from trioproxy.life.reports import reports
 from trioproxy.life.scrapes import KIND, Scrapes
+from trioproxy.life.shared import SharedBoard, SharedCell, SharedSource
 from trioproxy.life.sockets import Addresses, Sockets
+from trioproxy.life.tidings import Tidings
 from trioproxy.life.tracing import tracing
 from trioproxy.life.upgrade import Estate, Succession, Upgrades
 from trioproxy.life.user import become
-from trioproxy.net.dial import Dialler
 from trioproxy.net.http_client import HttpClient
-from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper
-from trioproxy.proxy.context import Drain, ProxyContext
-from trioproxy.proxy.pool import Pool
-from trioproxy.routing import RouteTable
-from trioproxy.snapshot import Cell, Contexts, Snapshot
+from trioproxy.snapshot import Cell, Snapshot
 from trioproxy.witness.exposition import Samples, merge
 
 if TYPE_CHECKING:
@@ -63,21 +62,6 @@ HELD_BACK = (signal.SIGHUP, signal.SIGUSR1)
 
 LAST_WORDS = 1.0
 """Seconds that commands under way get at the end: who asked for an upgrade is to hear of it."""
-
-
-def proxy_context(cell: Cell, board: ChallengeBoard, reaper: Reaper) -> ProxyContext:
-    """The parts of a proxy that goes by `cell` and answers the challenges of `board`."""
-    dialler = Dialler(reaper)
-    return ProxyContext(
-        cell=cell,
-        board=board,
-        reaper=reaper,
-        pump=Pump(reaper),
-        dialler=dialler,
-        pool=Pool(dialler, reaper),
-        drain=Drain(),
-        pseudonym=b"trioproxy-" + secrets.token_hex(4).encode(),
-    )
 
 
 def acme_client(settings: Acme, store: Store, reaper: Reaper) -> AcmeClient:
@@ -103,12 +87,10 @@ class Server:
         protocols, lacking = spoken()
         if lacking:
             log.warning("sites speak HTTP/1.1 only, for HTTP/2 needs ngh2, and that does not load: %s", lacking)
-        self._source = ContextSource(self._store, InternalCA(self._store), protocols)
-        self._cell = Cell(self._snapshot(config))
-        self._board = ChallengeBoard()
         self._reaper = Reaper()
         self._sockets = Sockets(config.process.workers)
-        self._hands = self._make_hands()
+        make_hands = self._alone if config.process.workers == 1 else self._crew
+        self._hands = make_hands(config, InternalCA(self._store), protocols)
         self._scrapes = Scrapes(self._reaper, self._measure)
         self._manager = Manager(
             self._cell,
@@ -116,7 +98,9 @@ class Server:
             self._store,
             self._source,
             lambda settings: acme_client(settings, self._store, self._reaper),
-            listening=Listening(lambda: self._sockets.bound("https"), lambda: self._sockets.bound("http")),
+            listening=Listening(
+                lambda: self._sockets.bound("https"), lambda: self._sockets.bound("http"), self._board.seen
+            ),
         )
         self._stopping = trio.Event()
         self._reloads = Reloads(
@@ -132,9 +116,20 @@ class Server:
         self._keeper = Keeper(self._manager.run)
         self._signalled = False
 
-    def _make_hands(self) -> Hands:
+    def _alone(self, config: Config, internal_ca: InternalCA, protocols: Sequence[str]) -> Hands:
+        self._source = ContextSource(self._store, internal_ca, protocols)
+        self._cell = Cell(self._snapshot(config))
+        self._board = ChallengeBoard()
         ctx = proxy_context(self._cell, self._board, self._reaper)
         return Alone(ctx, self._sockets, self._snapshot, self._notifier)
+
+    def _crew(self, config: Config, internal_ca: InternalCA, protocols: Sequence[str]) -> Hands:
+        self._source = source = SharedSource(self._store, internal_ca, protocols)
+        self._cell = cell = SharedCell(self._snapshot(config))
+        self._board = board = SharedBoard()
+        tidings = Tidings(cell, board, source)
+        command = self._circumstances.command
+        return Crew(config.process.workers, command, tidings, self._sockets, self._snapshot, self._notifier)
 
     async def run(self, task_status: trio.TaskStatus[Addresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT, then let connections finish; a second signal ends them.
@@ -142,6 +137,7 @@ class Server:
         Raises:
             ListenError: an address or the control socket cannot be bound. Nothing was served then.
             PrivilegeError: root cannot be given up as configured; the same.
+            WorkerGone: workers do not start; the same.
         """
         config = self._cell.current.config
         with (
@@ -185,6 +181,7 @@ class Server:
         succession: Succession | None,
         bound: Callable[[], None],
     ) -> None:
+        failure: WorkerGone | None = None
         async with trio.open_nursery() as services:
             services.start_soon(self._reaper.run)
             services.start_soon(control.answer, self._handlers(control))
@@ -201,10 +198,15 @@ class Server:
                 services.start_soon(self._announce, control, succession)
                 bound()
 
-            await self._hands.serve(self._stopping, serving)
+            try:
+                await self._hands.serve(self._stopping, serving)
+            except WorkerGone as exc:
+                failure = exc  # raised outside, for a nursery would wrap it
             with trio.move_on_after(LAST_WORDS):  # who asked for this end is to hear of it
                 await control.answered()
             services.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _answer_scrapes(self) -> None:
         """Tell what is measured, until the server stops: one that takes its place has counts of its own."""
@@ -270,6 +272,4 @@ class Server:
                 self._stopping.set()
 
     def _snapshot(self, config: Config) -> Snapshot:
-        return Snapshot(
-            config, RouteTable.of(config), Contexts(self._source.context_for), self._source.awaiting(config)
-        )
+        return snapshot_of(config, self._source)

@@ -40,6 +40,10 @@ class Contexts:
         """These contexts with another one for the site `name`."""
         return Contexts(self._make, {**self._made, name: context})
 
+    def unlike(self, other: Contexts) -> set[str]:
+        """Names of the sites whose contexts were made, and are not those of `other`."""
+        return {name for name, context in self._made.items() if other._made.get(name) is not context}
+
 
 @attrs.frozen
 class Snapshot:

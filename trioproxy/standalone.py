@@ -24,12 +24,13 @@ from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Acme, Config, HostPort
 from trioproxy.control import Report
 from trioproxy.errors import ControlError, TrioproxyError
+from trioproxy.life.parts import proxy_context
 from trioproxy.net.listen import Handler, Peer, accept_forever, bind
 from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Reaper
 from trioproxy.proxy.plain import serve_plain
 from trioproxy.routing import RouteTable
-from trioproxy.server import acme_client, proxy_context
+from trioproxy.server import acme_client
 from trioproxy.snapshot import Cell, Contexts, Snapshot
 
 T = TypeVar("T")

@@ -93,7 +93,11 @@ class Served:
             context.set_alpn_protocols([protocol])
         transport = await trio.open_tcp_stream(LOOPBACK, self.https)
         stream = trio.SSLStream(transport, context, server_hostname=name, https_compatible=True)
-        await stream.do_handshake()
+        try:
+            await stream.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
         return stream
 
     async def get(self, name: str = NAME) -> bytes:

@@ -358,6 +358,7 @@ class _Issuance:
         """Keep the answer to a challenge in place until the CA has made up its mind."""
         pauses = Pauses(self.deadline)
         with self._present(challenge):
+            await self.board.seen()
             if challenge.status == "pending":  # else it was asked before a crash
                 self.report("the answer to the CA's challenge is in place; asking the CA to look")
                 await self._persist(partial(self.client.respond, challenge))

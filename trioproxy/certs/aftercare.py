@@ -114,6 +114,7 @@ class Aftercare:
         now = config.sites.get(site.name)
         if now is None or now.tls != site.tls:
             return "its site is configured otherwise meanwhile"
+        await self._listening.settled()
         verdict = await look(config, now, leaf, self._listening.https())
         if verdict.result == "wrong":
             self._wrong[site.name] = now, leaf, f"its certificate is stored, but new handshakes {verdict.words}"

@@ -109,6 +109,7 @@ class FirstOrder:
         token, answer = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         trouble = f"{name}: our own listener at {address} does not answer a CA's question for a token"
         with self.board.present(name, token, answer):
+            await self.board.seen()
             try:
                 stream = await Dialler(Reaper()).dial(address)
                 try:

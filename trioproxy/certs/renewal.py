@@ -94,7 +94,7 @@ class Renewals:
             # A failure that could not be written down, on a full disk perhaps, counts all the same.
             trouble = max(before.trouble, trouble or before.trouble, key=lambda t: t.failed_at)
         problem = ""
-        if bundle is not None and leaf is not None and self._is_news(site.name, leaf):
+        if bundle is not None and leaf is not None and self._is_news(site.name, leaf, before):
             try:
                 self._publish(site, bundle)
                 self._aftercare.want({site.name: leaf})
@@ -108,9 +108,13 @@ class Renewals:
         known = self.known[site.name] = Known(leaf, trouble, problem, where, suggestion, paced)
         return known
 
-    def _is_news(self, name: str, leaf: Leaf) -> bool:
+    def _is_news(self, name: str, leaf: Leaf, before: Known | None) -> bool:
+        if name in self._cell.current.awaiting:
+            return True
         served = self._source.served.get(name)
-        return name in self._cell.current.awaiting or (served is not None and served.leaf != leaf)
+        # Where other processes serve, contexts are made there, and what was seen before is all that is known here.
+        seen = served.leaf if served is not None else before.leaf if before is not None else None
+        return seen is not None and seen != leaf
 
     def look_at_first(self, site: Site) -> None:
         """As `look_at`; what cannot be read is due at once, and fails then as all else does, with its next attempt."""

@@ -8,7 +8,7 @@ not let its own network reach.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 import attrs
@@ -29,6 +29,10 @@ PATIENCE = 5.0
 Addresses = Callable[[], Sequence[HostPort]]
 
 
+async def _at_once() -> None:
+    """Who publishes serves, too."""
+
+
 @attrs.frozen
 class Listening:
     """Where this process listens at the moment, by what was really bound.
@@ -36,10 +40,12 @@ class Listening:
     Attributes:
         https: Asked for the addresses of TLS listeners.
         http: Asked for those of plain ones.
+        settled: Returns when all processes that accept there serve what has been published.
     """
 
     https: Addresses
     http: Addresses
+    settled: Callable[[], Awaitable[None]] = _at_once
 
 
 @attrs.frozen

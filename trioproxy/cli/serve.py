@@ -14,9 +14,10 @@ from trioproxy.config.load import load
 from trioproxy.config.model import Config
 from trioproxy.errors import ConfigError, TrioproxyError
 from trioproxy.life.circumstances import Circumstances, found
+from trioproxy.life.worker import is_worker
+from trioproxy.life.worker import run as run_worker
 from trioproxy.logs import configure
 from trioproxy.process.privileges import forbid_dumps
-from trioproxy.server import Server
 
 
 @click.command("serve")
@@ -24,6 +25,9 @@ from trioproxy.server import Server
 def command(context: click.Context) -> None:
     """Run the proxy until SIGTERM or Ctrl-C. SIGHUP reloads the configuration."""
     forbid_dumps()
+    if (descriptor := is_worker(os.environ)) is not None:
+        run_worker(descriptor)
+        return
     circumstances = found(os.environ)
     heir = circumstances.inheritance
     if heir is None:
@@ -41,6 +45,8 @@ def command(context: click.Context) -> None:
 
 def run_server(config: Config, reload: Callable[[], Config], circumstances: Circumstances | None = None) -> None:
     """Run a server in this process; exit with 1 if it cannot listen, or not as the user that it should be."""
+    from trioproxy.server import Server  # here, for a worker needs none of it, and is to be there soon
+
     try:
         trio.run(Server(config, reload, circumstances).run)
     except TrioproxyError as exc:

@@ -11,6 +11,8 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+import attrs
+
 from trioproxy.config import authority, syntax
 from trioproxy.config.entries import Entries
 from trioproxy.config.keys import TIMEOUTS
@@ -110,7 +112,7 @@ def parse(text: str, path: Path, environ: Mapping[str, str], euid: int) -> Confi
     config = _config(reading, document, path, environ, euid)
     if reading.mistakes:
         raise ConfigError(path, tuple(sorted(reading.mistakes, key=lambda mistake: mistake.line)))
-    return config
+    return attrs.evolve(config, text=text)
 
 
 def _config(reading: Reading, document: dict[str, object], path: Path, environ: Mapping[str, str], euid: int) -> Config:

@@ -353,6 +353,7 @@ class Config:
         storage: Where keys, certificates and accounts are kept.
         control_socket: Where commands reach the running server.
         metrics: Where to serve metrics; None for nowhere.
+        text: What the file held, for whoever is to read the very same. It may hold secrets.
     """
 
     path: Path
@@ -367,3 +368,4 @@ class Config:
     log: Log = Log()
     process: Process = Process()
     metrics: HostPort | None = None
+    text: str = attrs.field(default="", eq=False, repr=False)

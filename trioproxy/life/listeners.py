@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable, Mapping, Sequence
 
 import trio
 
 from trioproxy.config.model import Listen
+from trioproxy.errors import ControlError
 from trioproxy.life.sockets import Bound, Key, Sockets
 from trioproxy.net.listen import Peer, accept_forever
 from trioproxy.net.raw import Socket
@@ -27,6 +29,7 @@ class Listeners:
         self._ctx = ctx
         self._sockets = sockets
         self._scopes: dict[Key, trio.CancelScope] = {}
+        self._stand_ins: dict[int, list[trio.CancelScope]] = {}  # by the worker's slot
         self._nurseries: tuple[trio.Nursery, trio.Nursery] | None = None
 
     def start(self, accepting: trio.Nursery, connections: trio.Nursery) -> None:
@@ -61,10 +64,37 @@ class Listeners:
         Raises:
             ListenError: an address cannot be bound; everything is as it was.
         """
-        fresh = self._sockets.bind(new)
-        for key in self._sockets.unwanted(new):
+        self._follow(self._sockets.bind(new), self._sockets.unwanted(new))
+
+    def change(self, fresh: Mapping[Key, Sequence[socket.socket]], gone: Iterable[Key]) -> None:
+        """Listen on sockets that somebody else has bound, and no more on those of `gone`."""
+        self._sockets.adopt(fresh)
+        self._follow(fresh, gone)
+
+    def _follow(self, fresh: Iterable[Key], gone: Iterable[Key]) -> None:
+        for key in gone:
             self._sockets.let_go(key)
-            self._scopes.pop(key).cancel()
+            if key in self._scopes:
+                self._scopes.pop(key).cancel()
         if self._nurseries is not None:
             for key in fresh:
                 self._start(key, self._sockets.open[key], *self._nurseries)
+
+    # ---- for another worker -------------------------------------------------------------------------
+
+    def stand_in(self, slot: int, socks: Mapping[Key, Sequence[socket.socket]]) -> None:
+        """Accept from the sockets of another worker too, as long as it does not itself."""
+        if self._nurseries is None:
+            raise ControlError("it does not accept itself")
+        self.stand_down(slot)
+        accepting, connections = self._nurseries
+        self._stand_ins[slot] = []
+        for (kind, _), each in socks.items():
+            scope = trio.CancelScope()
+            self._stand_ins[slot].append(scope)
+            accepting.start_soon(self._accept_all, kind, Bound(tuple(each)), scope, connections)
+
+    def stand_down(self, slot: int) -> None:
+        """The other worker does."""
+        for scope in self._stand_ins.pop(slot, ()):
+            scope.cancel()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
@@ -102,6 +102,11 @@ class Sockets:
                 self._open[key] = Bound((*before, heirloom.sock), heirloom.given)
             else:
                 heirloom.sock.close()
+
+    def adopt(self, socks: Mapping[Key, Sequence[socket.socket]]) -> None:
+        """Have these, which are somebody else's too."""
+        for key, each in socks.items():
+            self._open[key] = Bound(tuple(each))
 
     def heirlooms(self) -> tuple[Heirloom, ...]:
         """What a newer process is to go on with."""

@@ -1,0 +1,394 @@
+"""Serving with several processes: the supervisor's side.
+
+The supervisor holds every listening socket and accepts from none. Each worker has a seat, and the sockets that belong
+to it; a worker that ends is replaced in the same seat, so whatever waits in the queues of its sockets is served. Until
+the new process is there, which takes a second of import, another worker accepts from these sockets too.
+
+Certificates, challenges, commands and reloads are the supervisor's own, who is a server like any other in all else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+import attrs
+import trio
+
+from trioproxy.config.model import Config
+from trioproxy.errors import ControlError, ListenError, TrioproxyError
+from trioproxy.life import member, tracing
+from trioproxy.life.channel import MAX_SOCKETS
+from trioproxy.life.hands import Census
+from trioproxy.life.measuring import Tallies
+from trioproxy.life.member import LONG_PATIENCE, Member, WorkerGone
+from trioproxy.life.parts import pseudonym
+from trioproxy.life.sockets import Key, Sockets, share
+from trioproxy.life.tidings import Tidings
+from trioproxy.process.notify import Notifier
+from trioproxy.snapshot import Snapshot
+from trioproxy.witness.exposition import Samples
+from trioproxy.witness.tracing import Event
+
+log = logging.getLogger("trioproxy.workers")
+
+PULSE = 2.0
+"""Seconds between two questions whether a worker is alive."""
+
+LATE = 4.0
+"""Seconds without an answer after which systemd is not told any more that all is well."""
+
+GRACE = 3.0
+"""Seconds beyond `timeouts.drain` in which workers are to have ended."""
+
+LAST_SECOND = 1.0
+"""Seconds to end in, when all is to end at once."""
+
+ATTEMPTS = 3
+"""Times that a worker may fail at the start of all; later it is tried again for ever."""
+
+SETTLED_IN = 60.0
+"""Seconds after which a worker's end is no consequence of its start."""
+
+PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds before a worker is replaced, by how often in a row it ended soon after its start."""
+
+
+@attrs.define
+class Seat:
+    """A worker's place.
+
+    Attributes:
+        number: From 0 on.
+        member: Who has it.
+        stand_in: Who accepts from its sockets while nobody has it.
+        served: Set when it has had a worker that serves.
+    """
+
+    number: int
+    member: Member | None = None
+    stand_in: Member | None = None
+    served: trio.Event = attrs.field(factory=trio.Event)
+
+
+class Crew:
+    """Serves connections with several processes; see `hands.Hands`.
+
+    Args:
+        workers: How many.
+        command: What starts a server such as this one.
+        tidings: Of what is published.
+        sockets: Where connections come in.
+        snapshot: Makes what is gone by of a configuration.
+        notifier: Is told when the end begins.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        command: Sequence[str],
+        tidings: Tidings,
+        sockets: Sockets,
+        snapshot: Callable[[Config], Snapshot],
+        notifier: Notifier,
+    ) -> None:
+        self._command = command
+        self._cell = tidings.cell
+        self._sockets = sockets
+        self._snapshot = snapshot
+        self._notifier = notifier
+        self._called = pseudonym().decode()
+        self._seats = [Seat(number) for number in range(workers)]
+        self._tidings = tidings
+        tidings.members = self._members
+        self._traces = itertools.count()
+        self._tallies = Tallies()
+        self._changing = trio.Lock()
+        self._covering = trio.Lock()
+        self._stopping = False
+        self._starting = trio.CancelScope()
+        self._draining = trio.CancelScope()
+        self._failure: TrioproxyError | None = None
+
+    def _members(self) -> list[Member]:
+        return [seat.member for seat in self._seats if seat.member is not None]
+
+    def _accepting(self) -> list[Member]:
+        return [each for each in self._members() if each.accepting]
+
+    # ---- from the first to the last -----------------------------------------------------------------
+
+    async def serve(self, stopping: trio.Event, serving: Callable[[], None]) -> None:
+        """See `Hands`.
+
+        Raises:
+            WorkerGone: workers end before they serve, again and again.
+        """
+        if not self._command:
+            raise WorkerGone("this server was not started by `trioproxy serve`, so nothing knows how to start workers")
+        async with trio.open_nursery() as nursery:
+            for seat in self._seats:
+                nursery.start_soon(self._keep, seat)
+            with self._starting:
+                for seat in self._seats:
+                    await seat.served.wait()
+                serving()
+                await stopping.wait()
+            if self._failure is None:
+                await self._drain()
+            nursery.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _drain(self) -> None:
+        self._stopping = True
+        seconds = self._cell.current.config.timeouts.drain
+        open_now = sum([answer["open"] for answer in await self._ask_all("drain")])
+        self._sockets.close()
+        status = f"stopping: {open_now} connections may finish within {seconds:g} s"
+        self._notifier.stopping(status)
+        if open_now:
+            log.info("%s", status)
+        self._draining.deadline = trio.current_time() + seconds + GRACE
+        with self._draining:
+            for each in self._members():
+                await each.process.wait()
+        with trio.move_on_after(LAST_SECOND):
+            await self._ask_all("cut")
+            for each in self._members():
+                await each.process.wait()
+
+    def cut(self) -> None:
+        """See `Hands`."""
+        self._draining.cancel()
+
+    def reopen_logs(self) -> None:
+        """See `Hands`."""
+        for worker in self._members():
+            if worker.begun:
+                worker.process.send_signal(signal.SIGUSR1)
+
+    # ---- a seat -------------------------------------------------------------------------------------
+
+    async def _keep(self, seat: Seat) -> None:
+        """Have a worker in `seat` until cancelled."""
+        soon = 0
+        while True:
+            begun = trio.current_time()
+            try:
+                async with member.started(seat.number, self._command) as seat.member:
+                    await self._live(seat, seat.member)
+            except WorkerGone as exc:
+                log.error("%s", exc)
+            if self._stopping:
+                return
+            soon = 0 if trio.current_time() > begun + SETTLED_IN else soon + 1
+            if not seat.served.is_set() and soon >= ATTEMPTS:
+                self._failure = WorkerGone("workers end before they serve: see the log above")
+                self._starting.cancel()
+                return
+            await self._cover()
+            await trio.sleep(PAUSES[min(max(soon - 1, 0), len(PAUSES) - 1)])
+
+    async def _live(self, seat: Seat, worker: Member) -> None:
+        """Lead one worker from its first word to its end."""
+        await worker.hello()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.listen)
+            nursery.start_soon(self._lead, seat, worker)
+            code = await worker.process.wait()
+            worker.lost()
+            nursery.cancel_scope.cancel()
+        if not self._stopping:
+            log.error("%s has ended with code %d; another one takes its place", worker, code)
+
+    async def _lead(self, seat: Seat, worker: Member) -> None:
+        try:
+            await self._begin(worker)
+            await self._tidings.bring(worker)
+            await worker.ask("accept")
+            worker.accepting = True
+            log.info("%s serves", worker)
+            seat.served.set()
+            await self._relieve(seat)
+            while True:
+                worker.wanted = trio.Event()
+                await self._tidings.bring(worker)
+                with trio.move_on_after(PULSE):
+                    await worker.wanted.wait()
+                    continue
+                await worker.ask("ping")
+        except WorkerGone as exc:
+            log.debug("%s", exc)  # its end is told by whoever waits for that
+        except ControlError as exc:
+            worker.kill(f"does not do its work: {exc}")
+
+    async def _begin(self, worker: Member) -> None:
+        """Give a new worker all that it needs, and no reload comes between."""
+        async with self._changing:
+            places, socks = self._places(worker.slot, list(self._sockets.open))
+            await worker.ask(
+                "begin",
+                socks,
+                patience=LONG_PATIENCE,
+                slot=worker.slot,
+                workers=len(self._seats),
+                called=self._called,
+                sockets=places,
+                **self._tidings.everything(worker),
+            )
+            worker.begun = True
+
+    def _places(self, slot: int, keys: Sequence[Key]) -> tuple[list[list[Any]], list[socket.socket]]:
+        """The sockets of one worker among those of `keys`, and what they are, one by one."""
+        places: list[list[Any]] = []
+        socks: list[socket.socket] = []
+        for kind, address in keys:
+            mine = share(self._sockets.open[kind, address], slot, len(self._seats))
+            socks += mine
+            places += [[kind, address.host, address.port]] * len(mine)
+        return places, socks
+
+    # ---- seats that are empty for a moment ----------------------------------------------------------
+
+    async def _cover(self) -> None:
+        """Have somebody accept in the place of each worker that does not."""
+        async with self._covering:
+            for seat in self._seats:
+                if seat.member in self._accepting() or not seat.served.is_set() or self._stopping:
+                    continue
+                if seat.stand_in in self._accepting():
+                    continue
+                keys = [k for k, bound in self._sockets.open.items() if len(bound.socks) >= len(self._seats)]
+                others = self._accepting()
+                if others and keys:
+                    seat.stand_in = others[seat.number % len(others)]
+                    places, socks = self._places(seat.number, keys)
+                    await self._tell(seat.stand_in, "stand_in", socks, slot=seat.number, sockets=places)
+
+    async def _relieve(self, seat: Seat) -> None:
+        """Its worker is there."""
+        async with self._covering:
+            stand_in, seat.stand_in = seat.stand_in, None
+        if stand_in is not None and stand_in.accepting:
+            await self._tell(stand_in, "stand_down", (), slot=seat.number)
+        await self._cover()  # whoever found nobody before
+
+    async def _tell(self, worker: Member, word: str, socks: Sequence[socket.socket], **more: Any) -> None:
+        try:
+            await worker.ask(word, socks, **more)
+        except (WorkerGone, ControlError) as exc:
+            log.debug("%s", exc)
+
+    # ---- reloads ------------------------------------------------------------------------------------
+
+    async def take(self, config: Config) -> None:
+        """See `Hands`. All workers have understood it before the first one goes by it."""
+        async with self._changing:
+            fresh = self._sockets.bind(config.listen)
+            workers = [worker for worker in self._members() if worker.begun]
+            try:
+                if len(self._sockets.open) > MAX_SOCKETS:
+                    raise ListenError(f"several workers cannot listen at more than {MAX_SOCKETS} addresses")
+                await self._prepare(workers, config, fresh)
+            except BaseException:
+                with trio.CancelScope(shield=True):  # each answer has its deadline
+                    await self._each(workers, lambda worker: self._tell(worker, "abandon", ()))
+                for key in fresh:
+                    self._sockets.let_go(key).close()
+                raise
+            with trio.CancelScope(shield=True):
+                await self._commit(workers, config)
+
+    async def _prepare(self, workers: Sequence[Member], config: Config, fresh: Sequence[Key]) -> None:
+        refusals: list[ControlError] = []
+
+        async def one(worker: Member) -> None:
+            places, socks = self._places(worker.slot, fresh)
+            try:
+                configuration = self._tidings.configuration(config)
+                await worker.ask("prepare", socks, patience=LONG_PATIENCE, sockets=places, **configuration)
+            except WorkerGone as exc:
+                log.debug("%s", exc)  # the one that replaces it gets what counts then
+            except ControlError as exc:
+                refusals.append(exc)
+
+        await self._each(workers, one)
+        if refusals:
+            raise refusals[0]
+
+    async def _commit(self, workers: Sequence[Member], config: Config) -> None:
+        gone = self._sockets.unwanted(config.listen)
+        snapshot = self._snapshot(config)
+        self._cell.update(lambda _: snapshot)
+        places = [[kind, address.host, address.port] for kind, address in gone]
+
+        async def one(worker: Member) -> None:
+            try:
+                await worker.ask("commit", gone=places)
+            except WorkerGone as exc:
+                log.debug("%s", exc)
+            except ControlError as exc:
+                worker.kill(f"could not go by the new configuration: {exc}")
+
+        await self._each(workers, one)
+        for key in gone:
+            self._sockets.let_go(key).close()
+
+    # ---- questions to all ---------------------------------------------------------------------------
+
+    async def _each(self, workers: Sequence[Member], do: Callable[[Member], Awaitable[None]]) -> None:
+        async with trio.open_nursery() as nursery:
+            for worker in workers:
+                nursery.start_soon(do, worker)
+
+    async def _ask_all(self, word: str, **more: Any) -> list[dict[str, Any]]:
+        """The answers of all who serve, and live to give one."""
+        answers: dict[int, dict[str, Any]] = {}
+
+        async def one(worker: Member) -> None:
+            try:
+                answers[worker.slot] = {"pid": worker.pid, **await worker.ask(word, **more)}
+            except (WorkerGone, ControlError) as exc:
+                log.debug("%s", exc)
+
+        await self._each(self._accepting(), one)
+        return [answers[slot] for slot in sorted(answers)]
+
+    async def census(self) -> Census:
+        """See `Hands`."""
+        answers = await self._ask_all("census")
+        guests: Counter[tuple[str, str]] = Counter()
+        for answer in answers:
+            guests.update({(kind, name): count for kind, name, count in answer["guests"]})
+        workers = tuple({"pid": answer["pid"], "connections": answer["open"]} for answer in answers)
+        suspect = next((answer["suspect"] for answer in answers if answer["suspect"]), "")
+        return Census(sum(answer["open"] for answer in answers), suspect, guests, workers)
+
+    async def measure(self) -> Samples:
+        """See `Hands`."""
+        return self._tallies.total({answer["pid"]: answer["samples"] for answer in await self._ask_all("measure")})
+
+    async def follow(self, name: str, tell: Callable[[Event], None]) -> None:
+        """See `Hands`."""
+        await tracing.gather(partial(self._ask_all, "trace", trace=next(self._traces), name=name), name, tell)
+
+    async def connections(self, name: str) -> list[dict[str, Any]]:
+        """See `Hands`."""
+        return [each for answer in await self._ask_all("connections", name=name) for each in answer["connections"]]
+
+    async def close(self, number: int) -> bool:
+        """See `Hands`."""
+        return any(answer["closed"] for answer in await self._ask_all("close", number=number))
+
+    def healthy(self) -> bool:
+        """See `Hands`."""
+        now = trio.current_time()
+        accepting = self._accepting()
+        return bool(accepting) and all(worker.heard > now - PULSE - LATE for worker in accepting)
