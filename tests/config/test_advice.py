@@ -34,6 +34,8 @@ def advice(text: str) -> list[str]:
         + 'hsts = "1d"\n"/api/" = { to = ["https://b", "h2c://c", "http://d"] }\n"/old/" = { redirect = "/" }\n',
         '[listen]\nhttp = []\n[timeouts]\ntunnel = "off"\n' + INTERNAL,
         '[listen]\nhttps = ["0.0.0.0:8443"]\n[sites."a.b"]\n"/" = "http://b"\ntls = "internal"\nhttp = "off"',
+        INTERNAL + '[admin]\nmetrics = "127.0.0.53:9145"\n',
+        INTERNAL + '[admin]\nmetrics = "[::1]:9145"\n',
     ],
 )
 def test_there_may_be_nothing_to_say(text: str) -> None:
@@ -138,6 +140,11 @@ def test_many_names_are_counted_and_not_called() -> None:
             "a.myname.com/pve/: with verify = false nobody knows who answers there: whoever gets in the backend's "
             "place reads every request, passwords and cookies too. Name the one certificate that is good, verify = "
             '"sha256:…", or its authority as ca_file',
+        ),
+        (
+            INTERNAL + '[admin]\nmetrics = "[::]:9145"\n',
+            "admin.metrics: whoever can reach [::]:9145 reads all names and how much each is used, for nobody is asked "
+            "for a password there. Write 127.0.0.1, or let a firewall keep out all but the one who collects them",
         ),
     ],
 )

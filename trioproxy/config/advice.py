@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+from trioproxy.access import parse
 from trioproxy.config.loops import leads_back
 from trioproxy.config.model import CATCH_ALL, LETSENCRYPT, ZEROSSL, Config, HostPort, Listen, Site
 
@@ -27,6 +28,7 @@ def warnings(config: Config) -> list[str]:
         *_timeouts(config),
         *_https_alone(config),
         *_unverified(config),
+        *_metrics(config),
     ]
 
 
@@ -138,6 +140,14 @@ def _unverified(config: Config) -> Iterator[str]:
             f"{_names(routes)}: with verify = false nobody knows who answers there: whoever gets in the backend's "
             "place reads every request, passwords and cookies too. Name the one certificate that is good, verify = "
             '"sha256:…", or its authority as ca_file'
+        )
+
+
+def _metrics(config: Config) -> Iterator[str]:
+    if config.metrics is not None and not parse(config.metrics.host).is_loopback:
+        yield (
+            f"admin.metrics: whoever can reach {config.metrics} reads all names and how much each is used, for nobody is "
+            "asked for a password there. Write 127.0.0.1, or let a firewall keep out all but the one who collects them"
         )
 
 
