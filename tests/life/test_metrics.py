@@ -92,6 +92,7 @@ async def test_everything_that_happens_is_counted(tmp_path: Path) -> None:
     assert found["trioproxy_refused_total", CLOSED] == found["trioproxy_refused_total", "other"] == 1
     assert sorted(value for key, value in found.items() if key[0] == "trioproxy_backend_up") == [0, 1, 1, 1]
     assert found["trioproxy_certificate_expiry_timestamp_seconds", SITE] > time.time() + 86400
+    assert found["trioproxy_certificate_lifetime_seconds", SITE] > 86400
     assert found["trioproxy_reloads_total", "failed"] == 1
     assert begun - 1 < found["trioproxy_reload_success_timestamp_seconds",] < time.time()
     assert begun - 1 < found["process_start_time_seconds",] < time.time()

@@ -146,8 +146,9 @@ def _unverified(config: Config) -> Iterator[str]:
 def _metrics(config: Config) -> Iterator[str]:
     if config.metrics is not None and not parse(config.metrics.host).is_loopback:
         yield (
-            f"admin.metrics: whoever can reach {config.metrics} reads all names and how much each is used, for nobody is "
-            "asked for a password there. Write 127.0.0.1, or let a firewall keep out all but the one who collects them"
+            f"admin.metrics: whoever can reach {config.metrics} reads all names and how much each is used, for nobody "
+            "is asked for a password there. Write 127.0.0.1, or let a firewall keep out all but the one who collects "
+            "them"
         )
 
 

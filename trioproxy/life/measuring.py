@@ -94,10 +94,14 @@ def of_server(cell: Cell, manager: Manager, reloads: Reloads) -> Samples:
     for (name, outcome), count in manager.attempts.items():
         key = (name if name in sites else OTHER, outcome)
         attempts[key] = attempts.get(key, 0) + count
+    leaves = {name: leaf for name, site in sites.items() if (leaf := manager.leaves.of(site))}
     return {
         "trioproxy_build_info": [((trioproxy.__version__,), 1)],
         "trioproxy_certificate_expiry_timestamp_seconds": [
-            ((name,), leaf.not_after.timestamp()) for name, site in sites.items() if (leaf := manager.leaves.of(site))
+            ((name,), leaf.not_after.timestamp()) for name, leaf in leaves.items()
+        ],
+        "trioproxy_certificate_lifetime_seconds": [
+            ((name,), (leaf.not_after - leaf.not_before).total_seconds()) for name, leaf in leaves.items()
         ],
         "trioproxy_acme_attempts_total": list(attempts.items()),
         "trioproxy_reloads_total": [((outcome,), count) for outcome, count in reloads.outcomes.items()],

@@ -68,6 +68,7 @@ FAMILIES = {
     "trioproxy_bytes_total": Family("counter", "Bytes from clients (in) and to them (out).", ("name", "direction")),
     "trioproxy_backend_up": Family("gauge", "Whether it could be reached the last time.", ("backend",), "max"),
     "trioproxy_certificate_expiry_timestamp_seconds": Family("gauge", "When a certificate expires.", ("name",), "min"),
+    "trioproxy_certificate_lifetime_seconds": Family("gauge", "How long it is valid in all.", ("name",), "min"),
     "trioproxy_acme_attempts_total": Family("counter", "Orders at an authority.", ("name", "outcome"), "max"),
     "trioproxy_reloads_total": Family("counter", "Reloads.", ("outcome",), "max"),
     "trioproxy_reload_success_timestamp_seconds": Family(
