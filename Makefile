@@ -50,7 +50,7 @@ thousand: .venv/.test tools  ## a thousand first certificates from Pebble, paced
 acme2certifier: .venv/.test  ## renewal information and profiles at a CA that others wrote
 	@test -x .work/acme2certifier/bin/pip || python3 -m venv .work/acme2certifier
 	@.work/acme2certifier/bin/pip install --quiet --disable-pip-version-check acme2certifier==0.46
-	$(PY) -m pytest tests/acme/test_with_acme2certifier.py $(ARGS)
+	$(PY) -m pytest tests/acme/test_with_acme2certifier.py tests/certs/test_with_acme2certifier.py $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .work build dist/*.whl dist/*.tar.gz

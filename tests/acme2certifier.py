@@ -58,14 +58,22 @@ dbfile: {folder}/acme.db
 challenge_validation_disable: True
 [Order]
 profiles: {profiles}
+[Renewalinfo]
+{renewal}
 [Directory]
 tos_url: http://{address}/terms
 """
 
 
 @asynccontextmanager
-async def running_acme2certifier(folder: Path, profiles: dict[str, str]) -> AsyncIterator[str]:
-    """Run it as long as the block; the URL of its directory."""
+async def running_acme2certifier(folder: Path, profiles: dict[str, str], renewal: str = "") -> AsyncIterator[str]:
+    """Run it as long as the block; the URL of its directory.
+
+    Args:
+        folder: For its files; made if need be.
+        profiles: What it offers, and where each is described.
+        renewal: Lines of its `[Renewalinfo]`; without any it suggests the last 15 % of a lifetime.
+    """
     address = own_address()
     (port,) = free_ports(address, 1)
     await trio.Path(folder / "certificates").mkdir(parents=True)
@@ -81,7 +89,7 @@ async def running_acme2certifier(folder: Path, profiles: dict[str, str]) -> Asyn
     (folder / "ca.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
     (folder / "ca.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
     config = folder / "acme_srv.cfg"
-    config.write_text(CONFIG.format(folder=folder, address=address, profiles=json.dumps(profiles)))
+    config.write_text(CONFIG.format(folder=folder, address=address, profiles=json.dumps(profiles), renewal=renewal))
     environment = {
         "ACME_SRV_CONFIGFILE": str(config),
         "ACME2CERTIFIER_BASE_DIR": str(folder),
