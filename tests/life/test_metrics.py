@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from tests.life.neighbours import (
     talk,
 )
 from tests.life.served import PATIENCE, ROOT, Served, configuration
-from tests.proxy.stage import LOOPBACK
+from tests.life.test_trace import traced
+from tests.proxy.stage import LOOPBACK, Caller
 
 ADMIN = f'[admin]\nmetrics = "{LOOPBACK}:0"\n'
 
@@ -133,6 +135,37 @@ async def test_a_reload_moves_them_and_an_upgrade_hands_them_over(tmp_path: Path
         with trio.fail_after(PATIENCE):
             while accepts("127.0.0.2", port):  # noqa: ASYNC110 - the same
                 await trio.sleep(0.01)
+
+
+async def test_workers_are_measured_and_followed_as_one(tmp_path: Path) -> None:
+    async with neighbourhood(tmp_path, f"{ADMIN}[process]\nworkers = 2\n") as service:
+        async with traced(service, SITE) as trace:
+            asked = 0
+            while True:  # until either has had some: which of them gets a connection is the kernel's choice
+                visits = [await service.visit(SITE) for _ in range(8)]
+                asked += len(visits)
+                for stream in visits:
+                    assert (await Caller(stream).ask("GET", "/", SITE)).status == 200
+                workers = (await service.ask("status"))["workers"]
+                for stream in visits:
+                    await trio.aclose_forcefully(stream)
+                if len(workers) == 2 and all(worker["connections"] for worker in workers):
+                    break
+            victim = workers[0]["pid"]
+            with trio.fail_after(PATIENCE):
+                while trace.phases().count("closed") < asked:  # noqa: ASYNC110 - other processes
+                    await trio.sleep(0.05)
+        assert trace.phases().count("request") == asked
+        assert len({event["connection"] for event in trace.events if event["phase"] == "hello"}) == asked
+        requests = ("trioproxy_requests_total", SITE, "200")
+        found = await until_told(service, lambda found: found.get(requests) == asked)
+        assert found["process_resident_memory_bytes",] > 60e6, "three processes"
+        assert found["trioproxy_reloads_total", "succeeded"] == 0
+
+        os.kill(victim, signal.SIGKILL)
+        await service.heard(rf"\(process {victim}\) has ended")
+        first = await scrape(service)
+        assert (await until_told(service, lambda found: found != first))[requests] == asked, "nothing is forgotten"
 
 
 def accepts(host: str, port: int) -> bool:
