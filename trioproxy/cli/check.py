@@ -17,7 +17,7 @@ from rich.text import Text
 
 from trioproxy.certs.contexts import read_files
 from trioproxy.certs.preflight import check_files, unusable_storage
-from trioproxy.cli import transparent
+from trioproxy.cli import capacity, transparent
 from trioproxy.cli.common import CONFIG_WRONG, config_path, json_option, print_mistakes, read_config
 from trioproxy.cli.network import network_warnings
 from trioproxy.cli.rows import TITLES, Row, rows
@@ -65,6 +65,7 @@ def command(context: click.Context, as_json: bool, network: bool) -> None:
             *seen,
             *_http2(config),
             *_transparency(config),
+            *capacity.shortcomings(config, capacity.look()),
             *(network_warnings(config) if network else ()),
         ]
     if as_json:

@@ -241,6 +241,16 @@ def _network_of_one(host: str) -> str:
     return str(ip_network((host, 64), strict=False))
 
 
+def descriptors_for(connections: int) -> int:
+    """How many descriptors so many connections take at the most."""
+    return 2 * connections + SPARE_DESCRIPTORS
+
+
+def connections_within(descriptors: int) -> int:
+    """How many connections there can be with so many descriptors."""
+    return (descriptors - min(SPARE_DESCRIPTORS, descriptors // 4)) // 2
+
+
 def raise_descriptor_limit(connections: int) -> int:
     """Allow this process the descriptors that so many connections take, or as many as it may have.
 
@@ -251,7 +261,7 @@ def raise_descriptor_limit(connections: int) -> int:
         How many connections there can be at once. Beyond that a client could be accepted whose backend could not be
         called any more.
     """
-    wanted = 2 * connections + SPARE_DESCRIPTORS
+    wanted = descriptors_for(connections)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return connections
@@ -259,7 +269,7 @@ def raise_descriptor_limit(connections: int) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed == wanted:
         return connections
-    possible = (allowed - min(SPARE_DESCRIPTORS, allowed // 4)) // 2
+    possible = connections_within(allowed)
     log.warning(
         "limits.connections = %d takes up to %d descriptors, and this process may have %d, which is enough for %d "
         "connections: set LimitNOFILE= in its unit, or ulimit -n",

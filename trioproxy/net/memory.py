@@ -80,12 +80,11 @@ class Pressure:
         if limit is None:
             self.ceiling = sys.maxsize
             return 0
-        margin = max(limit // MARGIN, LEAST_MARGIN)
-        high = limit - margin
+        high = limit - margin(limit)
         if used < high:
             self._answered = high
             if self.felt:
-                enough = used < high - margin
+                enough = used < high - margin(limit)
                 self.ceiling = sys.maxsize if enough else max(self.ceiling, connections + (high - used) // TAKEN)
             return 0
         grown = used - max(self._answered, high)
@@ -97,6 +96,11 @@ class Pressure:
         too_many = min(too_many, max(connections - FEWEST, 0))
         self.ceiling = max(min(self.ceiling, connections) - too_many, FEWEST)
         return too_many
+
+
+def margin(limit: int) -> int:
+    """Bytes before `limit` that are kept free of idle connections."""
+    return max(limit // MARGIN, LEAST_MARGIN)
 
 
 def resident(statm: int) -> int:

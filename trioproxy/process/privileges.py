@@ -215,6 +215,11 @@ def _prctl(option: int, *arguments: int) -> int:
     return result
 
 
+def may(capability: int) -> bool:
+    """Whether this process has `capability`, by its number."""
+    return bool(_permitted() >> capability & 1)
+
+
 def _permitted() -> int:
     header, sets = _Header(_VERSION_3, 0), (_Sets * 2)()
     if _libc.capget(ctypes.byref(header), sets):
