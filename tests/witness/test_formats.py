@@ -288,7 +288,5 @@ def test_fail2ban_itself_reads_it(name: str, tmp_path: Path) -> None:
         + lines.exchange(exchange(request=head(target=b"/wp-login.php"), status=404), now)
         + lines.exchange(exchange(), now)
     )
-    done = subprocess.run(
-        ["fail2ban-regex", str(log), name], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["fail2ban-regex", str(log), name], capture_output=True, text=True, timeout=60)
     assert "3 lines, 0 ignored, 1 matched, 2 missed" in done.stdout
