@@ -12,7 +12,9 @@ import pytest
 import trustme
 
 from tests.conftest import needs
+from trioproxy.cli.trace import PHASES
 from trioproxy.config.load import load
+from trioproxy.witness.exposition import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,6 +84,27 @@ def test_the_messages_that_are_explained_are_those_of_the_code() -> None:
         if not any(piece in message or any(part in piece for part in parts) for piece in known):
             unknown.append(message)
     assert unknown == []
+
+
+def first_column(page: str) -> set[str]:
+    """What stands in backticks in the first column of a page's tables."""
+    rows = re.findall(r"^\| (`[^|]*`) \|", (ROOT / page).read_text(), re.MULTILINE)
+    return {word for row in rows for word in re.findall(r"`([^`]+)`", row)}
+
+
+def test_every_metric_is_told_of_and_no_other() -> None:
+    told = {word for word in first_column("docs/operations.md") if word.startswith(("trioproxy_", "process_"))}
+    assert told == set(FAMILIES)
+
+
+def test_every_command_and_every_event_of_the_control_socket_is_told_of() -> None:
+    told = first_column("docs/control.md")
+    asked: set[str] = set()
+    for path in (ROOT / "trioproxy").rglob("*.py"):
+        asked.update(re.findall(r'"(certs\.\w+|connections\.close)"', path.read_text()))
+    commands = {"status", "connections", "trace", "reload", "upgrade", *asked}
+    assert commands <= told
+    assert told - commands == {*PHASES, "dropped"}
 
 
 def test_the_two_pictures_differ_in_colour_only() -> None:

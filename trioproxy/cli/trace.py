@@ -53,7 +53,7 @@ def line(event: dict[str, Any]) -> str:
         return f"({event['events']} events are missing here: they came faster than they could be told)"
     moment = time.strftime("%H:%M:%S", time.localtime(event["time"])) + f"{event['time'] % 1:.3f}"[1:]
     with contextlib.suppress(KeyError):  # of a newer server
-        return f"{moment} #{event['connection']:<5} {event['phase']:<9} {_WORDS[event['phase']](event)}".rstrip()
+        return f"{moment} #{event['connection']:<5} {event['phase']:<9} {PHASES[event['phase']](event)}".rstrip()
     return f"{moment} #{event['connection']:<5} {event['phase']}"
 
 
@@ -103,7 +103,7 @@ def _passed(event: dict[str, Any]) -> str:
     )
 
 
-_WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
+PHASES: dict[str, Callable[[dict[str, Any]], str]] = {
     "hello": _hello,
     "refused": lambda event: f"{event['client']}: {event['reason']}",
     "handshake": _handshake,
@@ -116,6 +116,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "passed": _passed,
     "closed": lambda _: "",
 }
+"""What is said of each phase."""
 
 
 def _ended(event: dict[str, Any]) -> str:
