@@ -68,9 +68,10 @@ class Counting:
 async def full(tmp_path: Path) -> Counting:
     """example.com has got all that it may in a week, this very moment."""
     counting = Counting(tmp_path)
-    for number in range(50):
-        assert await counting.wait(f"n{number}.example.com") is None
-        await counting.ledger.issued(OURS, f"n{number}.example.com")
+    for name in (f"n{number}.example.com" for number in range(50)):
+        assert await counting.wait(name) is None
+        with counting.ledger.under_way(OURS, name):
+            await counting.ledger.issued(OURS, name)
     return counting
 
 
@@ -120,21 +121,28 @@ async def test_each_who_waits_has_a_place_of_its_own_and_places_come_back_one_by
     full.clock.now += PART
     full.restart()
     assert await full.wait(names[0]) is None
-    await full.ledger.issued(OURS, names[0])
+    with full.ledger.under_way(OURS, names[0]):
+        await full.ledger.issued(OURS, names[0])
     assert await full.until(names[1]) == PART
     full.clock.now += WEEK
     for name in names:
         assert await full.wait(name) is None
 
 
-async def test_an_order_under_way_holds_its_place(tmp_path: Path) -> None:
+async def test_an_order_under_way_holds_its_place_and_so_does_one_that_is_about_to_begin(tmp_path: Path) -> None:
     counting = Counting(tmp_path)
     for number in range(49):
         await counting.ledger.issued(OURS, f"n{number}.example.com")
+    assert await counting.wait("first.example.com") is None
+    assert await counting.wait("www.example.org") is None
+    assert await counting.until("second.example.com") == PART
     with counting.ledger.under_way(OURS, "first.example.com"), counting.ledger.under_way(OURS, "www.example.org"):
         assert await counting.wait("first.example.com") is None
         assert await counting.until("second.example.com") == PART
-    assert await counting.wait("second.example.com") is None
+    assert await counting.wait("second.example.com") is None, "the order has failed"
+    assert await counting.until("third.example.com") == PART
+    counting.clock.now += timedelta(minutes=11)
+    assert await counting.wait("third.example.com") is None, "the second one has not begun"
 
 
 async def test_what_is_forced_does_not_put_others_off_for_longer(full: Counting) -> None:

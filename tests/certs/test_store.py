@@ -257,9 +257,10 @@ async def test_a_store_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
         await Store(tmp_path / "file" / "store").accounts.write(CA, Account(b"", "", ""))
 
 
-async def test_litter_of_a_crash_is_swept(store: Store) -> None:
+@pytest.mark.parametrize("folder", ["certificates", "counts"])
+async def test_litter_of_a_crash_is_swept(folder: str, store: Store) -> None:
     await store.save(NAME, bundle(NAME))
-    litter = store.path / "certificates" / ".0123.new"
+    litter = store.folder(folder) / ".0123.new"
     litter.write_bytes(b"half a k")
     store.sweep()
     assert litter.exists()  # young: perhaps another process is writing it

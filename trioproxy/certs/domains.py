@@ -22,14 +22,17 @@ import attrs
 import trio
 
 from trioproxy.certs import files
-from trioproxy.certs.store import LOCKS, Store
+from trioproxy.certs.store import COUNTS, LOCKS, Store
 
 if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList
 
 
-COUNTS = "counts"
-"""The folder of the store where the ledger writes."""
+NEAR = 10
+"""Places left with which a domain is looked at: more orders than that do not begin within one moment."""
+
+KEPT = timedelta(minutes=10)
+"""How long a place is kept for a name that may go on: until its order is under way it may queue, or rehearse."""
 
 LEEWAY = timedelta(hours=1)
 """How far a clock may be set back without what it has noted losing its sense."""
@@ -52,13 +55,13 @@ class Domains:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: dict[tuple[str, str], dict[str, datetime]] = {}
+        self._waiting: dict[tuple[str, str], dict[str, datetime]] = {}  # by name: when there is or was a place for it
         self._under_way: list[tuple[str, str]] = []
 
     async def place(self, directory: str, name: str, limit: Limit, now: datetime) -> tuple[datetime, str]:
         """When there is room for a certificate for `name`, and which domain's it is.
 
-        Who must wait is given a place of its own; who is free to go has none until its order is `under_way`.
+        Each has a place of its own then, whoever is free to go for as long as it may take to begin.
 
         Returns:
             `now` or a later moment, and the registered domain; "" for that where no domain is near the limit.
@@ -66,17 +69,21 @@ class Domains:
         Raises:
             StoreError: the store cannot be read.
         """
-        if not any(_free_at(full, len(self._under_way), limit, now) > now for full in self._full(directory).values()):
+        claimed = len(self._under_way) + NEAR
+        if not any(_free_at(full, claimed, limit, now) > now for full in self._full(directory).values()):
             return now, ""
         await trio.to_thread.run_sync(_suffixes)
         domain = registered_domain(name)
-        others = [other for where, other in self._under_way if where == directory and other != name]
-        beside = sum(registered_domain(other) == domain for other in others)
-        until = _free_at(self._full(directory).get(domain, now), beside, limit, now)
         queue = self._waiting.get((directory, domain), {})
-        queue = {other: moment for other, moment in queue.items() if moment > now and other != name}
+        queue = {other: moment for other, moment in queue.items() if moment > now - KEPT and other != name}
+        ordering = {
+            other for where, other in self._under_way if where == directory and registered_domain(other) == domain
+        }
+        beside = ordering.union(other for other, moment in queue.items() if moment <= now) - {name}
+        until = _free_at(self._full(directory).get(domain, now), len(beside), limit, now)
         if until > now:
-            until = queue[name] = until + len(queue) * limit.within / limit.most
+            until += sum(moment > now for moment in queue.values()) * limit.within / limit.most
+        queue[name] = until
         self._waiting[directory, domain] = queue
         return until, domain
 
@@ -88,6 +95,9 @@ class Domains:
             yield
         finally:
             self._under_way.remove((directory, name))
+            for (where, _), queue in self._waiting.items():
+                if where == directory:
+                    queue.pop(name, None)
 
     async def spend(self, directory: str, name: str, limit: Limit, now: datetime) -> None:
         """A certificate for `name` has been issued. Raises StoreError."""

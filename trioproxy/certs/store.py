@@ -9,6 +9,7 @@
     trouble/NAME.json                       failures in a row and the time of the next attempt (certs/policy.py)
     accounts/HOST-HASH.json                 the account at one ACME directory, as one customer of its (EAB)
     counts/NAME.json                        what CAs with known limits have counted of a name (certs/ledger.py)
+    counts/_HASH.domains.json               and of registered domains (certs/domains.py)
     accounts/HASH.orders.json               and of an account
     locks/NAME.lock                         who works on a name (flock)
     internal/ca.pem                         key and certificate of the internal CA's root
@@ -63,12 +64,13 @@ log = logging.getLogger("trioproxy.certs")
 
 T = TypeVar("T")
 
-CERTIFICATES, ORIGINS, RENEWALS, ORDERS, TROUBLE, ACCOUNTS, LOCKS, INTERNAL = (
+CERTIFICATES, ORIGINS, RENEWALS, ORDERS, TROUBLE, COUNTS, ACCOUNTS, LOCKS, INTERNAL = (
     "certificates",
     "origins",
     "renewals",
     "orders",
     "trouble",
+    "counts",
     "accounts",
     "locks",
     "internal",
@@ -272,7 +274,7 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what interrupted writers left behind. Never fails."""
-        for folder in (CERTIFICATES, ORIGINS, RENEWALS, ORDERS, TROUBLE, ACCOUNTS, INTERNAL):
+        for folder in (CERTIFICATES, ORIGINS, RENEWALS, ORDERS, TROUBLE, COUNTS, ACCOUNTS, INTERNAL):
             files.sweep(self.path / folder, time.time() - LEFT_BEHIND)
 
     # ---- inside -------------------------------------------------------------------------------------
