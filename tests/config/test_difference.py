@@ -183,7 +183,7 @@ def test_every_setting_is_compared() -> None:
     """Whatever is added to the model later must show here, or a reload would do it in silence."""
     told = {"listen", "acme", "passthrough", "sites", "timeouts", "limits", "storage", "control_socket", "log",
             "process", "metrics"}  # fmt: skip
-    assert {field.name for field in attrs.fields(Config)} - {"path"} == told
+    assert {field.name for field in attrs.fields(Config)} - {"path", "text"} == told
 
 
 def test_with_a_user_to_become_the_store_is_roots_whoever_reads_the_file() -> None:

@@ -122,7 +122,8 @@ def _config(reading: Reading, document: dict[str, object], path: Path, environ: 
     found = {name: reading.table((name,), document.get(name, {}), keys) for name, keys in SECTIONS.items()}
 
     listen = Listen(**found["listen"], https_written="https" in found["listen"], http_written="http" in found["listen"])
-    _check_listen(reading, listen)
+    metrics = found["admin"].get("metrics")
+    _check_listen(reading, listen, metrics)
     acme = authority.read(reading, found["acme"], document.get("acme"))
     timeouts = Timeouts(**found["timeouts"])
     entries = Entries(reading, listen, timeouts, acme.key_type)
@@ -147,7 +148,7 @@ def _config(reading: Reading, document: dict[str, object], path: Path, environ: 
         control_socket=found["control"].get("socket", storage / "control.sock"),
         log=Log(**found["log"]),
         process=process,
-        metrics=found["admin"].get("metrics"),
+        metrics=metrics,
     )
 
 
@@ -159,7 +160,7 @@ def _unknown_section(reading: Reading, name: str) -> None:
         reading.unknown((name,), (*SECTIONS, *ENTRIES))
 
 
-def _check_listen(reading: Reading, listen: Listen) -> None:
+def _check_listen(reading: Reading, listen: Listen, metrics: HostPort | None) -> None:
     if not listen.https:
         reading.wrong(("listen", "https"), 'write at least one address, such as "0.0.0.0:443"')
     seen: dict[HostPort, str] = {}
@@ -169,6 +170,8 @@ def _check_listen(reading: Reading, listen: Listen) -> None:
             # https and http may both ask for any free port: they get different ones.
             if address in getattr(listen, key)[:index] or (first != key and address.port):
                 reading.wrong(("listen", key, index), f"{quoted(str(address))} is in listen.{first} already")
+    if metrics in seen and metrics.port:
+        reading.wrong(("admin", "metrics"), f"{quoted(str(metrics))} is in listen.{seen[metrics]}: take another port")
 
 
 def _check_no_sni(reading: Reading, name: str, entries: Entries) -> None:
