@@ -73,8 +73,8 @@ class Visitors:
 
 
 @asynccontextmanager
-async def visitors(service: Served, count: int) -> AsyncIterator[Visitors]:
-    streams = [await service.visit() for _ in range(count)]
+async def visitors(service: Served, count: int, name: str = NAME) -> AsyncIterator[Visitors]:
+    streams = [await service.visit(name) for _ in range(count)]
     try:
         yield Visitors(streams)
     finally:

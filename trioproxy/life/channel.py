@@ -5,8 +5,8 @@ The supervisor asks and the worker answers, one after the other:
     supervisor: {"id": 7, "word": "census", …}
     worker:     {"id": 7, "open": 12, …}     or     {"id": 7, "error": "why not"}
 
-The first line is the worker's: {"format": 1}. What is asked stands in `worker`. Descriptors arrive with the first bytes
-of their line, and so in the order of the lines.
+The first line is the worker's: {"format": 1}. What is asked stands in `worker`. Each line says how many `descriptors`
+belong to it: they arrive with its first bytes, which may be read together with the end of the line before.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class Channel:
 
         Whoever cancels this in the middle must close the channel. Raises ChannelClosed.
         """
-        data = memoryview(json.dumps(message).encode() + b"\n")
+        data = memoryview(json.dumps({**message, "descriptors": len(socks)}).encode() + b"\n")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno() for sock in socks]))]
         try:
             sent = await self._sock.sendmsg([data], rights if socks else [])
             while sent < len(data):
                 sent += await self._sock.send(data[sent:])
-        except OSError as exc:
+        except (OSError, trio.ClosedResourceError) as exc:
             raise ChannelClosed("the other process has ended") from exc
 
     async def receive(self) -> tuple[dict[str, Any], list[socket.socket]]:
@@ -75,13 +75,14 @@ class Channel:
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         message: dict[str, Any] = json.loads(line)
-        socks, self._socks = self._socks, []
+        count = int(message["descriptors"])
+        socks, self._socks = self._socks[:count], self._socks[count:]
         return message, socks
 
     async def _more(self) -> bytes:
         try:
             data, rights, _, _ = await self._sock.recvmsg(256 * 1024, _ROOM, socket.MSG_CMSG_CLOEXEC)
-        except OSError as exc:
+        except (OSError, trio.ClosedResourceError) as exc:
             raise ChannelClosed("the other process has ended") from exc
         for level, kind, value in rights:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

@@ -112,7 +112,7 @@ class Crew:
         self._changing = trio.Lock()
         self._covering = trio.Lock()
         self._stopping = False
-        self._starting = trio.CancelScope()
+        self._serving = trio.CancelScope()
         self._draining = trio.CancelScope()
         self._failure: TrioproxyError | None = None
 
@@ -134,20 +134,28 @@ class Crew:
             raise WorkerGone("this server was not started by `trioproxy serve`, so nothing knows how to start workers")
         async with trio.open_nursery() as nursery:
             for seat in self._seats:
-                nursery.start_soon(self._keep, seat)
-            with self._starting:
+                nursery.start_soon(self._keep, seat, nursery)
+            nursery.start_soon(self._end_with, stopping)
+            with self._serving:
                 for seat in self._seats:
                     await seat.served.wait()
                 serving()
-                await stopping.wait()
+                await trio.sleep_forever()
             if self._failure is None:
                 await self._drain()
             nursery.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
 
+    async def _end_with(self, stopping: trio.Event) -> None:
+        await stopping.wait()
+        self._serving.cancel()
+
     async def _drain(self) -> None:
         self._stopping = True
+        for each in self._members():
+            if not each.accepting:
+                each.kill()
         seconds = self._cell.current.config.timeouts.drain
         open_now = sum([answer["open"] for answer in await self._ask_all("drain")])
         self._sockets.close()
@@ -176,24 +184,23 @@ class Crew:
 
     # ---- a seat -------------------------------------------------------------------------------------
 
-    async def _keep(self, seat: Seat) -> None:
+    async def _keep(self, seat: Seat, nursery: trio.Nursery) -> None:
         """Have a worker in `seat` until cancelled."""
         soon = 0
-        while True:
+        while not self._stopping:
             begun = trio.current_time()
             try:
                 async with member.started(seat.number, self._command) as seat.member:
-                    await self._live(seat, seat.member)
+                    if not self._stopping:
+                        await self._live(seat, seat.member)
             except WorkerGone as exc:
                 log.error("%s", exc)
-            if self._stopping:
-                return
             soon = 0 if trio.current_time() > begun + SETTLED_IN else soon + 1
             if not seat.served.is_set() and soon >= ATTEMPTS:
                 self._failure = WorkerGone("workers end before they serve: see the log above")
-                self._starting.cancel()
+                self._serving.cancel()
                 return
-            await self._cover()
+            nursery.start_soon(self._cover)  # the new one is not to wait for that
             await trio.sleep(PAUSES[min(max(soon - 1, 0), len(PAUSES) - 1)])
 
     async def _live(self, seat: Seat, worker: Member) -> None:

@@ -134,6 +134,8 @@ class Member:
             WorkerGone: it has ended, or was killed for not answering.
             ControlError: it refuses.
         """
+        if self._gone:
+            raise WorkerGone(f"{self} has ended")
         number = next(self._numbers)
         reply = self._replies[number] = _Reply()
         try:

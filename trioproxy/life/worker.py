@@ -28,6 +28,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ log = logging.getLogger("trioproxy.workers")
 NAP = 3600.0
 """Seconds between two looks whether a certificate of the internal CA is to be replaced: wall clocks jump."""
 
-IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Words = dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]]
 
@@ -82,20 +83,24 @@ def run(descriptor: int) -> None:
     """
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    trio.run(_run, socket.socket(fileno=descriptor))
+    try:
+        trio.run(_run, socket.socket(fileno=descriptor))
+    except TrioproxyError as exc:
+        sys.exit(f"trioproxy: worker {os.getpid()}: {exc}")
 
 
 async def _run(sock: socket.socket) -> None:
     os.set_inheritable(sock.fileno(), False)
     channel = Channel(sock)
-    try:
-        await channel.send({"format": FORMAT})
-        begin, socks = await channel.receive()
-        worker = Worker(channel, begin, socks)
-        await channel.send({"id": begin["id"]})
-    except ChannelClosed:  # the supervisor has thought better of it
-        return
-    await worker.run()
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        try:
+            await channel.send({"format": FORMAT})
+            begin, socks = await channel.receive()
+            worker = Worker(channel, begin, socks)
+            await channel.send({"id": begin["id"]})
+        except ChannelClosed:  # the supervisor has thought better of it
+            return
+        await worker.run(signals)
 
 
 class Worker:
@@ -135,12 +140,8 @@ class Worker:
         self._stopping = trio.Event()
         self._problems(begin["certificates"])
 
-    async def run(self) -> None:
-        """Serve until told to stop."""
-        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
-            await self._run(signals)
-
-    async def _run(self, signals: AsyncIterator[int]) -> None:
+    async def run(self, signals: AsyncIterator[int]) -> None:
+        """Serve until told to stop. At each of `signals`, SIGUSR1, files of the log are opened anew."""
         async with trio.open_nursery() as services:
             services.start_soon(self._reaper.run)
             services.start_soon(self._reopen_logs, signals)
