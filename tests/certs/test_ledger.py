@@ -72,6 +72,7 @@ async def test_names_beyond_the_limit_are_paced_without_flooding(
     assert most_within([when for _, when in w.authority.orders], timedelta(hours=3)) == 60
     assert len(looks) < 1000, "nobody is woken for a place that another one gets"
     assert sum("are used up" in message for message in caplog.messages) < 10
+    assert not [record for record in caplog.records if record.levelno > logging.INFO], "who waits has not failed"
 
 
 async def test_orders_of_an_account(tmp_path: Path, autojump_clock: Jumping) -> None:
@@ -79,7 +80,7 @@ async def test_orders_of_an_account(tmp_path: Path, autojump_clock: Jumping) -> 
     ledger = Ledger(Store(tmp_path), clock)
     for _ in range(300):
         assert await ledger.pace(OURS, NAME, exempt=False) is None
-        await ledger.order(OURS, enforce=True)
+        await ledger.order(OURS, NAME, enforce=True)
         clock.now += timedelta(seconds=1)
     again = Ledger(Store(tmp_path), clock)  # as after a restart
     waits = [await again.pace(OURS, f"n{number}.example.com", exempt=False) for number in range(400)]
@@ -89,15 +90,34 @@ async def test_orders_of_an_account(tmp_path: Path, autojump_clock: Jumping) -> 
     assert most_within(untils, timedelta(hours=3)) == 300
     assert await again.pace(OURS, NAME, exempt=True) is None
     with pytest.raises(AcmeError) as caught:
-        await again.order(OURS, enforce=True)
+        await again.order(OURS, NAME, enforce=True)
     assert caught.value.rate_limited
     assert caught.value.retry_after == 3 * HOUR - 300
-    await again.order(OURS, enforce=False)
+    await again.order(OURS, NAME, enforce=False)
     other = AccountId("https://other.test/dir")
     assert await again.pace(other, NAME, exempt=False) is None
-    await again.order(other, enforce=True)
+    await again.order(other, NAME, enforce=True)
     clock.now -= timedelta(days=30)  # the clock was wrong
     assert await Ledger(Store(tmp_path), clock).pace(OURS, NAME, exempt=False) is None
+
+
+async def test_a_place_is_promised_to_one_name_only(tmp_path: Path) -> None:
+    clock, names = Clock(), [f"n{number}.test" for number in range(6)]
+    limits = attrs.evolve(KNOWN[LETSENCRYPT], orders=Limit(3, timedelta(hours=3)))
+    ledger = Ledger(Store(tmp_path), clock, {LETSENCRYPT: limits})
+
+    async def until(name: str) -> datetime | None:
+        wait = await ledger.pace(OURS, name, exempt=False)
+        return None if wait is None else wait.until
+
+    later = NOW + timedelta(hours=3)
+    assert [await until(name) for name in names] == [None] * 3 + [later] * 3
+    assert [await until(name) for name in names] == [None] * 3 + [later] * 3, "whoever asks again keeps what it has"
+    clock.now += timedelta(minutes=1)
+    await ledger.order(OURS, names[0], enforce=True)
+    assert await until("late.test") == later + timedelta(hours=3), "after those who wait"
+    clock.now += timedelta(minutes=9)  # and of the other two nothing has been heard
+    assert [await until(name) for name in ("new.test", "newer.test", "newest.test")][:2] == [None, None]
 
 
 @pytest.mark.parametrize(("kind", "within"), [("issued", timedelta(days=7)), ("failed", timedelta(hours=1))])
@@ -153,7 +173,7 @@ async def test_a_renewal_that_says_what_it_replaces_is_exempt(tmp_path: Path, au
     await w.store.note_origin(NAME, Provenance(old.leaf.serial, Origin(OURS, "https://ca/1", "id")))
     ledger = Ledger(w.store, w.clock)
     for _ in range(300):
-        await ledger.order(OURS, enforce=True)
+        await ledger.order(OURS, NAME, enforce=True)
     for _ in range(5):
         await ledger.issued(OURS, NAME)
     await run_for(30, w)
@@ -173,7 +193,7 @@ async def test_a_full_ledger_sends_to_the_fallback_at_once(tmp_path: Path, autoj
 async def test_garbage_counts_for_nothing(garbage: str, tmp_path: Path, autojump_clock: Jumping) -> None:
     w: World = world(tmp_path, acme_site(NAME))
     ledger = Ledger(w.store, w.clock)
-    await ledger.order(OURS, enforce=True)
+    await ledger.order(OURS, NAME, enforce=True)
     await ledger.failed(OURS, NAME)
     for folder in ("accounts", "counts"):
         for path in (tmp_path / folder).iterdir():

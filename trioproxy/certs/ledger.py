@@ -27,14 +27,17 @@ import attrs
 import trio
 
 from trioproxy.certs import files
-from trioproxy.certs.domains import Domains, Limit
+from trioproxy.certs.domains import COUNTS, Domains, Limit
 from trioproxy.certs.internal_ca import Clock
 from trioproxy.certs.policy import Paced
-from trioproxy.certs.store import ACCOUNTS, COUNTS, LOCKS, Store, stem_of
+from trioproxy.certs.store import ACCOUNTS, LOCKS, Store, stem_of
 from trioproxy.config.model import LETSENCRYPT, AccountId
 from trioproxy.errors import AcmeError
 
 log = logging.getLogger("trioproxy.certs")
+
+KEPT = timedelta(minutes=10)
+"""How long a place is kept for a name whose turn it is: until it orders it may queue, or rehearse."""
 
 
 @attrs.frozen
@@ -78,7 +81,7 @@ class Ledger:
         self._store = store
         self._clock = clock
         self._known = known
-        self._waiting: dict[AccountId, dict[str, datetime]] = {}
+        self._waiting: dict[AccountId, dict[str, datetime]] = {}  # by name: when there is or was a place for it
         self._domains = Domains(store)
 
     async def pace(self, account: AccountId, name: str, *, exempt: bool, renewal: bool = False) -> Paced | None:
@@ -104,11 +107,12 @@ class Ledger:
         until, what = max(found, key=lambda each: each[0])
         return Paced(now, until, f"the CA's limit {what} is reached") if until > now else None
 
-    async def order(self, account: AccountId, *, enforce: bool) -> None:
+    async def order(self, account: AccountId, name: str, *, enforce: bool) -> None:
         """An order is about to be made.
 
         Args:
             account: Who makes it.
+            name: What for.
             enforce: Whether to refuse it where the limit is reached, by another process perhaps.
 
         Raises:
@@ -118,6 +122,7 @@ class Ledger:
         limits = self._known.get(account.directory)
         if limits is not None:
             await trio.to_thread.run_sync(self._order, account, limits.orders, self._clock(), enforce)
+            self._waiting.get(account, {}).pop(name, None)
 
     async def failed(self, account: AccountId, name: str) -> None:
         """A validation of `name` has failed. Raises StoreError."""
@@ -146,16 +151,18 @@ class Ledger:
         """When there is a place for an order of `name`: now, or when the next one is free that nobody waits for."""
         waiting = self._waiting.setdefault(account, {})
         waiting.pop(name, None)
-        used = _recent(self._orders(account), limit, now)
-        for other in [other for other, until in waiting.items() if until <= now - limit.within]:
+        for other in [other for other, until in waiting.items() if until <= now - KEPT]:
             del waiting[other]
-        if len(used) < limit.most:
+        promised = [until for until in waiting.values() if until <= now]
+        taken = sorted([*_recent(self._orders(account), limit, now), *promised])
+        if len(taken) < limit.most:
+            waiting[name] = now
             return now
-        if not waiting:
+        ahead = len(waiting) - len(promised)
+        if not ahead:
             log.info("%d orders within %s are used up; names without a certificate wait", limit.most, limit.within)
-        ahead = sum(until > now for until in waiting.values())
-        rounds, index = divmod(ahead + len(used) - limit.most, len(used))
-        until = waiting[name] = used[index] + limit.within * (rounds + 1)
+        rounds, index = divmod(ahead + len(taken) - limit.most, len(taken))
+        until = waiting[name] = taken[index] + limit.within * (rounds + 1)
         return until
 
     def _order(self, account: AccountId, limit: Limit, now: datetime, enforce: bool) -> None:

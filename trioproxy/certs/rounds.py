@@ -219,7 +219,7 @@ class Rounds:
 
         async def count() -> None:
             if replaces is None:
-                await self._ledger.order(acme.account, enforce=not force)
+                await self._ledger.order(acme.account, name, enforce=not force)
 
         renewal, journal = _renews(known, acme), Counted(self._store.journal(name), count)
         with nullcontext() if renewal else self._ledger.under_way(acme.account, name):
