@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 VALID = datetime.timedelta(days=1)
+"""For so long before and after the moment they are made."""
 
 
 @attrs.frozen
@@ -31,12 +32,12 @@ class Files:
     both: Path
 
 
-def issue(name: str, folder: Path) -> Files:
-    """A certificate for `name`, in `folder`."""
+def issue(name: str, folder: Path, valid: datetime.timedelta = VALID) -> Files:
+    """A certificate for `name`, in `folder`, that is `valid` for so long before and after this moment."""
     root_key, issuer_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
-    root = _certificate("bench root", root_key, "bench root", root_key, authority=True)
-    issuer = _certificate("bench intermediate", issuer_key, "bench root", root_key, authority=True)
-    leaf = _certificate(name, key, "bench intermediate", issuer_key, authority=False)
+    root = _certificate("bench root", root_key, "bench root", root_key, valid, authority=True)
+    issuer = _certificate("bench intermediate", issuer_key, "bench root", root_key, valid, authority=True)
+    leaf = _certificate(name, key, "bench intermediate", issuer_key, valid, authority=False)
     files = Files(*(folder / file for file in ("root.pem", "chain.pem", "key.pem", "both.pem")))
     files.root.write_bytes(_pem(root))
     files.chain.write_bytes(_pem(leaf) + _pem(issuer))
@@ -55,6 +56,7 @@ def _certificate(
     key: ec.EllipticCurvePrivateKey,
     issuer: str,
     issuer_key: ec.EllipticCurvePrivateKey,
+    valid: datetime.timedelta,
     *,
     authority: bool,
 ) -> x509.Certificate:
@@ -65,8 +67,8 @@ def _certificate(
         .issuer_name(_name(issuer))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - VALID)
-        .not_valid_after(now + VALID)
+        .not_valid_before(now - valid)
+        .not_valid_after(now + valid)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)

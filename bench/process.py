@@ -86,6 +86,16 @@ class Child:
             used += int(fields[11]) + int(fields[12])  # utime and stime, proc_pid_stat(5)
         return used * _TICK
 
+    def wakes(self) -> int:
+        """How often the process and its children have slept and been woken; of threads only the first counts."""
+        total = 0
+        for pid in self._tree():
+            found = re.search(
+                r"^voluntary_ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+            )
+            total += int(found[1]) if found else 0
+        return total
+
     def resident_kb(self) -> int:
         """KiB of memory that is resident, of the process and its children together.
 
