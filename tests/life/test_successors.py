@@ -14,11 +14,12 @@ import pytest
 import trio
 
 from tests.process.managers import manager
+from trioproxy.config.model import HostPort
 from trioproxy.control import ControlSocket, control_socket
 from trioproxy.errors import ControlError, ListenError
 from trioproxy.life import upgrade
 from trioproxy.life.upgrade import Estate, Succession, Upgrades
-from trioproxy.process.inheritance import VARIABLE, Inheritance, inheritance
+from trioproxy.process.inheritance import VARIABLE, Heirloom, Inheritance, bequeath, inheritance
 from trioproxy.process.notify import Notifier
 
 PREAMBLE = """\
@@ -155,3 +156,16 @@ def test_an_inheritance_of_another_version_is_refused_with_words() -> None:
     with pytest.raises(ListenError, match="cannot be made sense of"):
         inheritance({VARIABLE: "nonsense"})
     assert inheritance({}) is None
+
+
+def test_several_sockets_of_an_address_are_handed_over_in_a_form_that_older_versions_refuse() -> None:
+    near, far = socket.socketpair()
+    control = socket.socket(socket.AF_UNIX)
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        at = HostPort("127.0.0.1", 443)
+        heirlooms = (Heirloom("https", at, given=False, sock=one), Heirloom("http", at, given=False, sock=two))
+        assert json.loads(bequeath(heirlooms, (control, Path("/x")), far))["format"] == 1
+        pair = tuple(attrs.evolve(heirloom, kind="https") for heirloom in heirlooms)
+        assert json.loads(bequeath(pair, (control, Path("/x")), far))["format"] == 2
+    for sock in (near, far, control):
+        sock.close()

@@ -64,6 +64,26 @@ async def test_it_serves_and_reloads_as_an_ordinary_user_and_binds_low_ports_all
         assert not any("restart" in line for line in await reload(service))  # its default folders are what they were
 
 
+async def test_workers_are_the_same_user_with_the_same_capabilities_and_so_is_who_replaces_them(folder: Path) -> None:
+    python, packages = interpreter()
+    environ = {"PYTHONPATH": f"{ROOT}:{packages}"}
+    several = text(folder, 9).replace("[process]", "[process]\nworkers = 2")
+    async with served(folder, several, environ=environ, python=python) as service:
+        before = fields(service.process.pid)
+
+        async def alike() -> list[int]:
+            workers = [worker["pid"] for worker in (await service.ask("status"))["workers"]]
+            for pid in workers:
+                after = fields(pid)
+                for key in ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "CapBnd", "CapAmb", "NoNewPrivs"):
+                    assert before[key] == after[key], key
+            return workers
+
+        os.kill((await alike())[0], signal.SIGKILL)
+        await service.heard("serves", times=3)
+        assert len(await alike()) == 2
+
+
 async def test_the_successor_is_the_same_user_with_the_same_capabilities(folder: Path) -> None:
     python, packages = interpreter()
     environ = {"PYTHONPATH": f"{ROOT}:{packages}"}

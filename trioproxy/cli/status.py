@@ -25,7 +25,7 @@ def command(context: click.Context, as_json: bool) -> None:
     click.echo(f"configuration {status['configuration']}")
     for kind in ("https", "http"):
         click.echo(f"{kind:5} on {', '.join(status[kind]) or 'no address'}")
-    click.echo(f"{status['connections']} connections\n")
+    click.echo(f"{status['connections']} connections{_shares(status.get('workers', []))}\n")
     rows = [
         (name["name"], name["kind"], str(name["connections"]), name["certificate"], _days(name["days_left"]))
         for name in status["names"]
@@ -36,6 +36,14 @@ def command(context: click.Context, as_json: bool) -> None:
             f"\nwarning: all clients seem to come from {status['hidden_clients']}: something on the way hides them, "
             'and then "lan" in `allow` means everyone'
         )
+
+
+def _shares(workers: list[dict[str, int]]) -> str:
+    """Of how many workers, and how many each has."""
+    if not workers:
+        return ""
+    shares = ", ".join(f"{worker['connections']} (process {worker['pid']})" for worker in workers)
+    return f" of {len(workers)} workers: {shares}"
 
 
 def _days(left: Any) -> str:

@@ -31,8 +31,9 @@ from trioproxy.process.activation import adopt
 
 VARIABLE = "TRIOPROXY_INHERITANCE"
 
-FORMAT = 1
-"""Of the variable and the lines. A successor that does not know it says so, and the old server goes on."""
+FORMATS = (1, 2)
+"""Of the variable and the lines. A successor that does not know it says so, and the old server goes on. With the second
+one several sockets may be of the same address; it is spoken only where some are."""
 
 MAX_LINE = 64 * 1024
 """Bytes of one line: a configuration may have hundreds of mistakes."""
@@ -84,7 +85,7 @@ def bequeath(listeners: tuple[Heirloom, ...], control: tuple[socket.socket, Path
     """The value of the variable; the descriptors in it are those of this process, and are to be passed as they are."""
     return json.dumps(
         {
-            "format": FORMAT,
+            "format": FORMATS[len({(h.kind, h.address) for h in listeners}) < len(listeners)],
             "channel": channel.fileno(),
             "control": [control[0].fileno(), str(control[1])],
             "listeners": [[h.kind, h.address.host, h.address.port, h.given, h.sock.fileno()] for h in listeners],
@@ -105,7 +106,7 @@ def inheritance(environ: MutableMapping[str, str]) -> Inheritance | None:
         try:
             values: dict[str, Any] = json.loads(text)
             channel = undo.enter_context(_socket(values["channel"]))
-            if values["format"] != FORMAT:
+            if values["format"] not in FORMATS:
                 channel.sendall(
                     line("failed", reasons=["it cannot be handed over to this version: restart the service"])
                 )
