@@ -60,6 +60,13 @@ class Stage:
         for path in [*self.folders(), *self.store.rglob("*")]:
             os.chown(path, who.pw_uid, who.pw_gid, follow_symlinks=False)
 
+    async def settled(self) -> None:
+        """Wait until all is written that a first certificate brings."""
+        await eventually((self.store / "renewals" / f"{NAME}.json").exists)
+        await eventually((self.store / "pem" / NAME).exists)
+        await self.service.ask("certs.renew", names=[NAME], force=False)  # waits for the order to be crossed out
+        await eventually(lambda: not any(self.store.rglob("*.new")))
+
     def orders(self) -> int:
         return self.ca.said().count("Added order")
 
@@ -90,8 +97,7 @@ async def stage(folder: Path) -> AsyncIterator[Stage]:
         text = configuration(folder, ca, SITE)
         async with served(folder, text, environ=environ, python=python) as service:
             made = Stage(service, ca, folder / "store")
-            await eventually((folder / "store" / "pem" / NAME).exists)
-            await service.ask("certs.renew", names=[NAME], force=False)
+            await made.settled()
             yield made
 
 
