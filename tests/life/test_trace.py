@@ -76,6 +76,7 @@ async def a_request_from_its_hello_to_its_end(service: Served) -> None:
     _, hello, handshake, routed, asking, answered, request, closed = trace.events
     assert (hello["server_name"], hello["client"], hello["alpn"]) == (SITE, LOOPBACK, [])
     assert hello["size"] > 100
+    assert hello["versions"] == ["TLSv1.3", "TLSv1.2"]
     assert {event["connection"] for event in trace.events[1:]} == {hello["connection"]}
     assert {event["name"] for event in trace.events} == {SITE}
     assert (handshake["outcome"], handshake["protocol"]) == ("done", "")
@@ -130,6 +131,8 @@ async def a_client_that_may_not_come_and_a_name_that_is_configured_nowhere(servi
         unknown = everything.events[1]
         assert (unknown["phase"], unknown["name"], unknown["server_name"]) == ("refused", "", "nobody.test")
         assert trace.phases() == ["following", "refused"]
+        assert await get(service, SITE) == 200
+        assert (await everything.heard("closed"))["name"] == SITE
 
 
 async def other_names_are_not_told_of(service: Served) -> None:
@@ -216,6 +219,7 @@ async def the_command_prints_a_line_for_each_event_and_ends_with_ctrl_c(service:
     phases = [text.split()[2] for text in lines]
     assert phases == ["hello", "handshake", "routed", "asking", "answered", "request", "closed"]
     assert f"{LOOPBACK} asks for {SITE}; " in lines[0]
+    assert lines[0].endswith(" bytes, offers TLSv1.3 TLSv1.2")
     assert f"{LOOPBACK} GET https://{SITE}/x%1b[2J by / to http://{LOOPBACK}:" in lines[2]
     assert " 200 for GET /x%1b[2J, 0 B in, 5 B out, " in lines[5]
 

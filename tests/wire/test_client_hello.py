@@ -59,6 +59,36 @@ def test_what_a_browser_sends() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("version", "offered"),
+    [
+        (TLS.TLSv1, ("TLSv1",)),
+        (TLS.TLSv1_1, ("TLSv1.1",)),
+        (TLS.TLSv1_2, ("TLSv1.2",)),
+        (TLS.TLSv1_3, ("TLSv1.3", "TLSv1.2", "TLSv1.1", "TLSv1")),
+    ],
+)
+def test_the_versions_that_are_offered(version: ssl.TLSVersion, offered: tuple[str, ...]) -> None:
+    hello = read(hellos.by_openssl(version=version))
+    assert hello is not None
+    assert hello.versions == offered
+
+
+@pytest.mark.parametrize(
+    ("text", "offered"),
+    [
+        (BROWSER, ("TLSv1.3", "TLSv1.2")),
+        (without_extensions(), ("TLSv1",)),
+        (message((43, b"")), ("TLSv1.2",)),
+        (message((43, b"\x04\x03\x04\x03")), ("TLSv1.3",)),
+    ],
+)
+def test_versions_that_nobody_knows_are_left_out(text: bytes, offered: tuple[str, ...]) -> None:
+    hello = read(record(text))
+    assert hello is not None
+    assert hello.versions == offered
+
+
 @pytest.mark.parametrize("text", [without_extensions(), without_extensions(rest=vector(b"", 2)), message((21, b""))])
 def test_a_hello_may_have_no_name(text: bytes) -> None:
     assert read(record(text)) == ClientHello(None, (), len(text) + 5, encrypted_client_hello=False)

@@ -63,7 +63,7 @@ def _hello(event: dict[str, Any]) -> str:
     hidden = ", and an encrypted inner hello" if event["encrypted_client_hello"] else ""
     return (
         f"{event['client']} asks for {name}{led}; {event['size']} bytes, "
-        f"offers {' '.join(event['alpn']) or 'no protocol'}{hidden}"
+        f"offers {' '.join((*event['versions'], *event['alpn']))}{hidden}"
     )
 
 

@@ -49,8 +49,10 @@ _MAX_SESSION_ID = 32
 
 _SERVER_NAME = 0  # RFC 6066 section 3
 _ALPN = 16  # RFC 7301
+_SUPPORTED_VERSIONS = 43  # RFC 8446 section 4.2.1
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D  # RFC 9849
 _EXTENSION = struct.Struct("!HH")  # its type and its length
+_VERSIONS = {b"\3\0": "SSLv3", b"\3\1": "TLSv1", b"\3\2": "TLSv1.1", b"\3\3": "TLSv1.2", b"\3\4": "TLSv1.3"}
 _HOST_NAME = 0  # the only NameType there ever was
 _TOO_LONG = "a length that reaches beyond what holds it"
 
@@ -71,6 +73,18 @@ class ClientHello:
     alpn: tuple[bytes, ...]
     size: int
     encrypted_client_hello: bool
+    _legacy_version: bytes = attrs.field(default=b"", eq=False, repr=False)
+    _supported_versions: bytes = attrs.field(default=b"", eq=False, repr=False)
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The TLS versions that the client offers, in its order, without those that nobody knows (GREASE).
+
+        One that says no more than the old field of the version (RFC 8446 section 4.1.2) offers that and older ones.
+        """
+        said = self._supported_versions
+        offered = [said[at : at + 2] for at in range(1, len(said), 2)] if said else [self._legacy_version]
+        return tuple(_VERSIONS[version] for version in offered if version in _VERSIONS)
 
 
 class ClientHelloReader:
@@ -198,17 +212,23 @@ def _parse(message: bytes, size: int) -> ClientHello:
     if session_id > _MAX_SESSION_ID or not suites or suites % 2 or not compressions:
         raise MalformedHello("a session id, cipher suites or compression methods of a wrong length")
     if at == end:  # as clients wrote it before TLS 1.2
-        return ClientHello(None, (), size, encrypted_client_hello=False)
+        return ClientHello(None, (), size, encrypted_client_hello=False, legacy_version=_version(message))
     if end - at < 2 or end - at - 2 != message[at] << 8 | message[at + 1]:
         raise MalformedHello("extensions of another length than what is left for them")
     places = _extensions(message, at + 2)
-    name, alpn = places.get(_SERVER_NAME), places.get(_ALPN)
+    name, alpn, versions = places.get(_SERVER_NAME), places.get(_ALPN), places.get(_SUPPORTED_VERSIONS)
     return ClientHello(
         None if name is None else _server_name(_content(message, name)),
         () if alpn is None else _protocols(_content(message, alpn)),
         size,
         _ENCRYPTED_CLIENT_HELLO in places,
+        _version(message),
+        b"" if versions is None else _content(message, versions),
     )
+
+
+def _version(message: bytes) -> bytes:
+    return message[_MESSAGE_HEADER : _MESSAGE_HEADER + 2]
 
 
 def _extensions(message: bytes, at: int) -> dict[int, int]:

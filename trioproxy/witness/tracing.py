@@ -29,7 +29,7 @@ class Tracer(Listener):
         self._tell = tell
         self._entry = entry
         self._leads_to = leads_to
-        self._named: set[int] = set()  # the connections whose hello was followed
+        self._named: dict[int, tuple[str, str]] = {}  # client and name of connections whose hello was followed
 
     def _say(self, phase: str, connection: int, client: str, name: str, **more: object) -> None:
         self._tell(
@@ -44,7 +44,7 @@ class Tracer(Listener):
     def named(self, connection: int, client: str, hello: ClientHello, name: str) -> None:
         """See `Listener`."""
         if self._follows(name):
-            self._named.add(connection)
+            self._named[connection] = client, name
             self._say(
                 "hello",
                 connection,
@@ -52,6 +52,7 @@ class Tracer(Listener):
                 name,
                 server_name=hello.server_name,
                 alpn=[protocol.decode("latin-1") for protocol in hello.alpn],
+                versions=hello.versions,
                 size=hello.size,
                 encrypted_client_hello=hello.encrypted_client_hello,
             )
@@ -69,9 +70,8 @@ class Tracer(Listener):
 
     def closed(self, connection: int) -> None:
         """See `Listener`."""
-        if connection in self._named:
-            self._named.discard(connection)
-            self._say("closed", connection, "", self._entry)
+        if named := self._named.pop(connection, None):
+            self._say("closed", connection, *named)
 
     # ---- requests -----------------------------------------------------------------------------------
 
