@@ -27,10 +27,10 @@ import attrs
 import trio
 
 from trioproxy.certs import files
-from trioproxy.certs.domains import COUNTS, Domains, Limit
+from trioproxy.certs.domains import Domains, Limit
 from trioproxy.certs.internal_ca import Clock
 from trioproxy.certs.policy import Paced
-from trioproxy.certs.store import ACCOUNTS, LOCKS, Store, stem_of
+from trioproxy.certs.store import ACCOUNTS, COUNTS, LOCKS, Store, stem_of
 from trioproxy.config.model import LETSENCRYPT, AccountId
 from trioproxy.errors import AcmeError
 
