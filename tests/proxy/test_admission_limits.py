@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.net.sockets import no_more_descriptors, until
+from tests.proxy.h2_caller import calling
 from tests.proxy.stage import (
     HELLO,
     LOOPBACK,
@@ -121,7 +122,9 @@ async def test_of_those_who_were_closed_nothing_is_left_to_the_collector() -> No
         backend(record_all) as (port, _),
         backend(answering(HELLO)) as (http, _),
         stage(make_config(passthrough(PBX, port), site(SITE, http, http="serve"))) as proxy,
+        calling(proxy, SITE) as several,
     ):
+        assert (await several.ask("GET", "/", SITE)).status == 200
         idle = [await proxy.tls(SITE), await proxy.plain()]
         for stream in idle:
             assert (await Caller(stream).ask("GET", "/", SITE)).status == 200
@@ -132,7 +135,7 @@ async def test_of_those_who_were_closed_nothing_is_left_to_the_collector() -> No
         gc.collect()
         gc.disable()
         try:
-            assert proxy.ctx.admission.shedder.shed(10) == 3
+            assert proxy.ctx.admission.shedder.shed(10) == 4
             await proxy.until_idle()
             left = [thing for thing in gc.get_objects() if isinstance(thing, Stream | ConnectionShed)]
         finally:

@@ -112,6 +112,10 @@ class Codec:
         """How many are open, of those that were told or begun."""
         return len(self._open)
 
+    def forget(self) -> None:
+        """The connection is gone: heed nothing more. What heeds knows the codec, which no counting undoes."""
+        self._handlers.clear()
+
     # ---- reading ------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:

@@ -109,6 +109,7 @@ class H2Connection:
             self._ended = True
             self._reaper.watched.discard(self)
             self._stream.close()
+            self.codec.forget()
             for upstream in [*self.streams.values()]:
                 upstream.lose(f"the connection was lost{f': {failure}' if failure else ''}")
             self.streams.clear()

@@ -72,6 +72,7 @@ async def serve_h2(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
     finally:
         ctx.drain.several.discard(connection)
         ctx.reaper.watched.discard(connection)
+        connection.forget()
 
 
 class _Connection:
@@ -121,6 +122,12 @@ class _Connection:
             raise self._failure
         self._stream.send_eof()
         await self._stream.drain()
+
+    def forget(self) -> None:
+        """It is over: undo what leads from its parts back to it, or its memory would wait for the collector."""
+        self.codec.forget()
+        self._heed.clear()
+        self._clients.clear()
 
     # ---- reading ------------------------------------------------------------------------------------
 
