@@ -18,7 +18,7 @@ from trioproxy.config.difference import KINDS
 from trioproxy.config.model import Config
 from trioproxy.life import tracing
 from trioproxy.life.farewell import Farewell
-from trioproxy.life.hands import Census
+from trioproxy.life.hands import Census, tell_stopping
 from trioproxy.life.listeners import Listeners
 from trioproxy.life.measuring import Measuring
 from trioproxy.life.sockets import Sockets
@@ -46,14 +46,18 @@ class Alone:
         ctx: The proxy.
         sockets: Where connections come in.
         snapshot: Makes what the proxy goes by of a configuration.
-        notifier: Is told when the end begins.
+        notifier: Is told when the end begins; None where somebody else tells it.
 
     Attributes:
         listeners: Accept connections.
     """
 
     def __init__(
-        self, ctx: ProxyContext, sockets: Sockets, snapshot: Callable[[Config], Snapshot], notifier: Notifier
+        self,
+        ctx: ProxyContext,
+        sockets: Sockets,
+        snapshot: Callable[[Config], Snapshot],
+        notifier: Notifier | None,
     ) -> None:
         self.listeners = Listeners(ctx, sockets)
         self._ctx = ctx
@@ -88,10 +92,8 @@ class Alone:
     def _begin_drain(self, connections: trio.Nursery) -> None:
         seconds = self._ctx.cell.current.config.timeouts.drain
         self._ctx.drain.begin()
-        status = f"stopping: {len(connections.child_tasks)} connections may finish within {seconds:g} s"
-        self._notifier.stopping(status)
-        if connections.child_tasks:
-            log.info("%s", status)
+        if self._notifier is not None:
+            tell_stopping(self._notifier, len(connections.child_tasks), seconds)
         connections.cancel_scope.deadline = trio.current_time() + seconds
 
     def cut(self) -> None:

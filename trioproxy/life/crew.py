@@ -12,24 +12,23 @@ from __future__ import annotations
 import itertools
 import logging
 import signal
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
-import attrs
 import trio
 
 from trioproxy.config.model import Config
 from trioproxy.errors import ControlError, ListenError, TrioproxyError
 from trioproxy.life import member, tracing
 from trioproxy.life.channel import MAX_SOCKETS
-from trioproxy.life.hands import Census
+from trioproxy.life.hands import Census, tell_stopping
 from trioproxy.life.measuring import Tallies
 from trioproxy.life.member import LONG_PATIENCE, Member, WorkerGone
 from trioproxy.life.parts import pseudonym
-from trioproxy.life.sockets import Key, Sockets, share
+from trioproxy.life.seats import Seat, Seats, tell
+from trioproxy.life.sockets import Key, Sockets
 from trioproxy.life.tidings import Tidings
 from trioproxy.process.notify import Notifier
 from trioproxy.snapshot import Snapshot
@@ -60,23 +59,6 @@ PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before a worker is replaced, by how often in a row it ended soon after its start."""
 
 
-@attrs.define
-class Seat:
-    """A worker's place.
-
-    Attributes:
-        number: From 0 on.
-        member: Who has it.
-        stand_in: Who accepts from its sockets while nobody has it.
-        served: Set when it has had a worker that serves.
-    """
-
-    number: int
-    member: Member | None = None
-    stand_in: Member | None = None
-    served: trio.Event = attrs.field(factory=trio.Event)
-
-
 class Crew:
     """Serves connections with several processes; see `hands.Hands`.
 
@@ -104,23 +86,16 @@ class Crew:
         self._snapshot = snapshot
         self._notifier = notifier
         self._called = pseudonym().decode()
-        self._seats = [Seat(number) for number in range(workers)]
+        self._seats = Seats(workers, sockets)
         self._tidings = tidings
-        tidings.members = self._members
+        tidings.members = self._seats.members
         self._traces = itertools.count()
         self._tallies = Tallies()
         self._changing = trio.Lock()
-        self._covering = trio.Lock()
         self._stopping = False
         self._serving = trio.CancelScope()
         self._draining = trio.CancelScope()
         self._failure: TrioproxyError | None = None
-
-    def _members(self) -> list[Member]:
-        return [seat.member for seat in self._seats if seat.member is not None]
-
-    def _accepting(self) -> list[Member]:
-        return [each for each in self._members() if each.accepting]
 
     # ---- from the first to the last -----------------------------------------------------------------
 
@@ -133,11 +108,11 @@ class Crew:
         if not self._command:
             raise WorkerGone("this server was not started by `trioproxy serve`, so nothing knows how to start workers")
         async with trio.open_nursery() as nursery:
-            for seat in self._seats:
+            for seat in self._seats.all:
                 nursery.start_soon(self._keep, seat, nursery)
             nursery.start_soon(self._end_with, stopping)
             with self._serving:
-                for seat in self._seats:
+                for seat in self._seats.all:
                     await seat.served.wait()
                 serving()
                 await trio.sleep_forever()
@@ -152,24 +127,21 @@ class Crew:
         self._serving.cancel()
 
     async def _drain(self) -> None:
-        self._stopping = True
-        for each in self._members():
+        self._stopping = self._seats.closed = True
+        for each in self._seats.members():
             if not each.accepting:
                 each.kill()
         seconds = self._cell.current.config.timeouts.drain
         open_now = sum([answer["open"] for answer in await self._ask_all("drain")])
         self._sockets.close()
-        status = f"stopping: {open_now} connections may finish within {seconds:g} s"
-        self._notifier.stopping(status)
-        if open_now:
-            log.info("%s", status)
+        tell_stopping(self._notifier, open_now, seconds)
         self._draining.deadline = trio.current_time() + seconds + GRACE
         with self._draining:
-            for each in self._members():
+            for each in self._seats.members():
                 await each.process.wait()
         with trio.move_on_after(LAST_SECOND):
             await self._ask_all("cut")
-            for each in self._members():
+            for each in self._seats.members():
                 await each.process.wait()
 
     def cut(self) -> None:
@@ -178,7 +150,7 @@ class Crew:
 
     def reopen_logs(self) -> None:
         """See `Hands`."""
-        for worker in self._members():
+        for worker in self._seats.members():
             if worker.begun:
                 worker.process.send_signal(signal.SIGUSR1)
 
@@ -200,7 +172,7 @@ class Crew:
                 self._failure = WorkerGone("workers end before they serve: see the log above")
                 self._serving.cancel()
                 return
-            nursery.start_soon(self._cover)  # the new one is not to wait for that
+            nursery.start_soon(self._seats.cover)  # the new one is not to wait for that
             await trio.sleep(PAUSES[min(max(soon - 1, 0), len(PAUSES) - 1)])
 
     async def _live(self, seat: Seat, worker: Member) -> None:
@@ -223,7 +195,7 @@ class Crew:
             worker.accepting = True
             log.info("%s serves", worker)
             seat.served.set()
-            await self._relieve(seat)
+            await self._seats.relieve(seat)
             while True:
                 worker.wanted = trio.Event()
                 await self._tidings.bring(worker)
@@ -239,59 +211,18 @@ class Crew:
     async def _begin(self, worker: Member) -> None:
         """Give a new worker all that it needs, and no reload comes between."""
         async with self._changing:
-            places, socks = self._places(worker.slot, list(self._sockets.open))
+            places, socks = self._seats.places(worker.slot, list(self._sockets.open))
             await worker.ask(
                 "begin",
                 socks,
                 patience=LONG_PATIENCE,
                 slot=worker.slot,
-                workers=len(self._seats),
+                workers=len(self._seats.all),
                 called=self._called,
                 sockets=places,
                 **self._tidings.everything(worker),
             )
             worker.begun = True
-
-    def _places(self, slot: int, keys: Sequence[Key]) -> tuple[list[list[Any]], list[socket.socket]]:
-        """The sockets of one worker among those of `keys`, and what they are, one by one."""
-        places: list[list[Any]] = []
-        socks: list[socket.socket] = []
-        for kind, address in keys:
-            mine = share(self._sockets.open[kind, address], slot, len(self._seats))
-            socks += mine
-            places += [[kind, address.host, address.port]] * len(mine)
-        return places, socks
-
-    # ---- seats that are empty for a moment ----------------------------------------------------------
-
-    async def _cover(self) -> None:
-        """Have somebody accept in the place of each worker that does not."""
-        async with self._covering:
-            for seat in self._seats:
-                if seat.member in self._accepting() or not seat.served.is_set() or self._stopping:
-                    continue
-                if seat.stand_in in self._accepting():
-                    continue
-                keys = [k for k, bound in self._sockets.open.items() if len(bound.socks) >= len(self._seats)]
-                others = self._accepting()
-                if others and keys:
-                    seat.stand_in = others[seat.number % len(others)]
-                    places, socks = self._places(seat.number, keys)
-                    await self._tell(seat.stand_in, "stand_in", socks, slot=seat.number, sockets=places)
-
-    async def _relieve(self, seat: Seat) -> None:
-        """Its worker is there."""
-        async with self._covering:
-            stand_in, seat.stand_in = seat.stand_in, None
-        if stand_in is not None and stand_in.accepting:
-            await self._tell(stand_in, "stand_down", (), slot=seat.number)
-        await self._cover()  # whoever found nobody before
-
-    async def _tell(self, worker: Member, word: str, socks: Sequence[socket.socket], **more: Any) -> None:
-        try:
-            await worker.ask(word, socks, **more)
-        except (WorkerGone, ControlError) as exc:
-            log.debug("%s", exc)
 
     # ---- reloads ------------------------------------------------------------------------------------
 
@@ -299,14 +230,14 @@ class Crew:
         """See `Hands`. All workers have understood it before the first one goes by it."""
         async with self._changing:
             fresh = self._sockets.bind(config.listen)
-            workers = [worker for worker in self._members() if worker.begun]
+            workers = [worker for worker in self._seats.members() if worker.begun]
             try:
                 if len(self._sockets.open) > MAX_SOCKETS:
                     raise ListenError(f"several workers cannot listen at more than {MAX_SOCKETS} addresses")
                 await self._prepare(workers, config, fresh)
             except BaseException:
                 with trio.CancelScope(shield=True):  # each answer has its deadline
-                    await self._each(workers, lambda worker: self._tell(worker, "abandon", ()))
+                    await self._each(workers, lambda worker: tell(worker, "abandon"))
                 for key in fresh:
                     self._sockets.let_go(key).close()
                 raise
@@ -317,7 +248,7 @@ class Crew:
         refusals: list[ControlError] = []
 
         async def one(worker: Member) -> None:
-            places, socks = self._places(worker.slot, fresh)
+            places, socks = self._seats.places(worker.slot, fresh)
             try:
                 configuration = self._tidings.configuration(config)
                 await worker.ask("prepare", socks, patience=LONG_PATIENCE, sockets=places, **configuration)
@@ -365,7 +296,7 @@ class Crew:
             except (WorkerGone, ControlError) as exc:
                 log.debug("%s", exc)
 
-        await self._each(self._accepting(), one)
+        await self._each(self._seats.accepting(), one)
         return [answers[slot] for slot in sorted(answers)]
 
     async def census(self) -> Census:
@@ -397,5 +328,5 @@ class Crew:
     def healthy(self) -> bool:
         """See `Hands`."""
         now = trio.current_time()
-        accepting = self._accepting()
+        accepting = self._seats.accepting()
         return bool(accepting) and all(worker.heard > now - PULSE - LATE for worker in accepting)

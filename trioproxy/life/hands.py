@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -10,8 +11,11 @@ import attrs
 import trio
 
 from trioproxy.config.model import Config
+from trioproxy.process.notify import Notifier
 from trioproxy.witness.exposition import Samples
 from trioproxy.witness.tracing import Event
+
+log = logging.getLogger("trioproxy.server")
 
 
 @attrs.frozen
@@ -71,3 +75,17 @@ class Hands(Protocol):
 
     def healthy(self) -> bool:
         """Whether those who serve have shown lately that they are alive."""
+
+
+def tell_stopping(notifier: Notifier, connections: int, seconds: float) -> None:
+    """Tell systemd and the log that the end begins.
+
+    Args:
+        notifier: The way to systemd.
+        connections: How many there are still.
+        seconds: What they get.
+    """
+    status = f"stopping: {connections} connections may finish within {seconds:g} s"
+    notifier.stopping(status)
+    if connections:
+        log.info("%s", status)

@@ -56,7 +56,6 @@ from trioproxy.life.tracing import Gathering
 from trioproxy.life.user import become
 from trioproxy.logs import configure
 from trioproxy.net.sock import Reaper
-from trioproxy.process.notify import nobody
 from trioproxy.snapshot import Cell, Snapshot
 
 log = logging.getLogger("trioproxy.workers")
@@ -133,7 +132,7 @@ class Worker:
             called=begin["called"].encode(),
             numbers=itertools.count(1 + int(begin["slot"]), self._workers),
         )
-        self._alone = Alone(self._ctx, self._sockets, self._snapshot, nobody())
+        self._alone = Alone(self._ctx, self._sockets, self._snapshot, None)
         self._gathering = Gathering(self._ctx)
         self._prepared: tuple[Config, dict[Key, list[socket.socket]]] | None = None
         self._accept = trio.Event()
