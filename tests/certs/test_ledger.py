@@ -120,6 +120,17 @@ async def test_a_place_is_promised_to_one_name_only(tmp_path: Path) -> None:
     assert [await until(name) for name in ("new.test", "newer.test", "newest.test")][:2] == [None, None]
 
 
+async def test_an_order_that_was_written_first_with_a_later_moment_is_not_forgotten(tmp_path: Path) -> None:
+    early, late = Clock(), Clock()
+    late.now += timedelta(seconds=1)
+    limits = {LETSENCRYPT: attrs.evolve(KNOWN[LETSENCRYPT], orders=Limit(2, timedelta(hours=3)))}
+    await Ledger(Store(tmp_path), late, limits).order(OURS, NAME, enforce=True)
+    await Ledger(Store(tmp_path), early, limits).order(OURS, NAME, enforce=True)
+    wait = await Ledger(Store(tmp_path), late, limits).pace(OURS, NAME, exempt=False)
+    assert wait is not None
+    assert wait.until == NOW + timedelta(hours=3)
+
+
 @pytest.mark.parametrize(("kind", "within"), [("issued", timedelta(days=7)), ("failed", timedelta(hours=1))])
 async def test_certificates_and_failures_of_a_name(kind: str, within: timedelta, tmp_path: Path) -> None:
     clock = Clock()

@@ -39,6 +39,10 @@ log = logging.getLogger("trioproxy.certs")
 KEPT = timedelta(minutes=10)
 """How long a place is kept for a name whose turn it is: until it orders it may queue, or rehearse."""
 
+BESIDE = timedelta(minutes=1)
+"""How much later than ours a moment may be that counts: who orders beside us may have taken its own after we took ours,
+and still have written it before we could."""
+
 
 @attrs.frozen
 class Limits:
@@ -216,8 +220,8 @@ def _moments(values: Any) -> list[datetime]:
 
 
 def _recent(moments: list[datetime], limit: Limit, now: datetime) -> list[datetime]:
-    """Those that count, in order. One in the future was noted by a clock that was wrong, and says nothing."""
-    return sorted(moment for moment in moments if now - limit.within < moment <= now)
+    """Those that count, in order. One far in the future was noted by a clock that was wrong, and says nothing."""
+    return sorted(moment for moment in moments if now - limit.within < moment <= now + BESIDE)
 
 
 def _until(moments: list[datetime], limit: Limit, now: datetime) -> datetime:
