@@ -41,8 +41,8 @@ class Counting:
 @asynccontextmanager
 async def answering(scrapes: Scrapes, reaper: Reaper) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reaper.run)
-        nursery.start_soon(scrapes.run)
+        nursery.start_soon(reaper.run)  # noqa: ASYNC113 - they may begin whenever they like
+        nursery.start_soon(scrapes.run)  # noqa: ASYNC113
         yield
         nursery.cancel_scope.cancel()
 
@@ -246,7 +246,7 @@ async def test_it_moves_goes_and_comes_again() -> None:
         with scrapes.moving(HostPort("127.0.0.2", port)):
             pass
         with trio.fail_after(30):
-            while await refuses(LOOPBACK, port) is False:
+            while await refuses(LOOPBACK, port) is False:  # noqa: ASYNC110 - the kernel tells nobody
                 await trio.lowlevel.checkpoint()
         assert await refuses("127.0.0.2", port) is False
         with scrapes.moving(None):
@@ -254,7 +254,7 @@ async def test_it_moves_goes_and_comes_again() -> None:
         assert scrapes.bound() is None
         assert scrapes.heirlooms() == ()
         with trio.fail_after(30):
-            while await refuses("127.0.0.2", port) is False:
+            while await refuses("127.0.0.2", port) is False:  # noqa: ASYNC110
                 await trio.lowlevel.checkpoint()
         with scrapes.moving(HostPort(LOOPBACK, port)):
             pass

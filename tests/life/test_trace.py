@@ -93,7 +93,7 @@ async def a_websocket_is_told_when_it_begins_and_when_it_ends(service: Served) -
     async with traced(service, LIVE) as trace:
         stream = await service.visit(LIVE)
         assert (await Caller(stream).ask("GET", "/", LIVE, {"Connection": "Upgrade", "Upgrade": "echo"})).status == 101
-        await trace.heard("upgraded")
+        assert (await trace.heard("upgraded"))["status"] == 101
         assert "request" not in trace.phases(), "it goes on"
         await trio.aclose_forcefully(stream)
         request = await trace.heard("request")
@@ -196,7 +196,8 @@ async def command(service: Served, *arguments: str) -> AsyncIterator[tuple[trio.
         yield process, line
     finally:
         process.kill()
-        await process.wait()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + PATIENCE):
+            await process.wait()
 
 
 async def begun(process: trio.Process) -> None:

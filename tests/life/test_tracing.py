@@ -42,28 +42,28 @@ class Flood:
 
 
 async def test_what_nobody_reads_in_time_is_left_out_and_counted(tmp_path: Path) -> None:
-    async with stage(make_config(site(NAME, 1))) as proxy, trio.open_nursery() as nursery:
-        flood = Flood()
+    flood, text = Flood(), b""
+    async with stage(make_config(site(NAME, 1))) as proxy:
+        handlers = {"trace": tracing.tracing(proxy.ctx.cell, cast(Hands, flood))}
         with control_socket(tmp_path / "control.sock") as control:
-            nursery.start_soon(control.answer, {"trace": tracing.tracing(proxy.ctx.cell, cast(Hands, flood))})
-            stream = await trio.open_unix_socket(str(control.path))
-            await stream.send_all(b'{"command": "trace", "arguments": {"name": "*"}}\n')
-            text = b""
-            with trio.fail_after(30):
-                while text.count(b"\n") < 100:
-                    text += await stream.receive_some()
-                flood.go.set()
-                while text.count(b"\n") < 102:
-                    text += await stream.receive_some()
-            events = [json.loads(line)["progress"] for line in text.splitlines()]
-            assert [event.get("number") for event in events[:100]] == list(range(100))
-            assert events[100:] == [{"phase": "dropped", "events": 400}, {"phase": "last"}]
-            assert not flood.ended
-
-            await stream.aclose()
-            with trio.fail_after(30):
-                await until(lambda: flood.ended)
-            nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(control.answer, handlers)
+                stream = await trio.open_unix_socket(str(control.path))
+                await stream.send_all(b'{"command": "trace", "arguments": {"name": "*"}}\n')
+                with trio.fail_after(30):
+                    while text.count(b"\n") < 100:
+                        text += await stream.receive_some()
+                    flood.go.set()
+                    while text.count(b"\n") < 102:
+                        text += await stream.receive_some()
+                assert not flood.ended
+                await stream.aclose()
+                with trio.fail_after(30):
+                    await until(lambda: flood.ended)
+                nursery.cancel_scope.cancel()
+    events = [json.loads(line)["progress"] for line in text.splitlines()]
+    assert [event.get("number") for event in events[:100]] == list(range(100))
+    assert events[100:] == [{"phase": "dropped", "events": 400}, {"phase": "last"}]
 
 
 # ---- in workers ---------------------------------------------------------------------------------------

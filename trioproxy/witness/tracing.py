@@ -160,7 +160,7 @@ _PHASES: dict[Phase, Callable[[Exchange], Event]] = {
     "routed": _routed,
     "asking": _asking,
     "answered": _answered,
-    "upgraded": _answered,
+    "upgraded": lambda exchange: {**_answered(exchange), "status": 101},  # over HTTP/2, too
 }
 
 
