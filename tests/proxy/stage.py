@@ -262,7 +262,7 @@ async def stage(config: Config, *, awaiting: frozenset[str] = frozenset()) -> As
             async with trio.open_nursery() as accepting:
                 for listener, serve in ((https, serve_tls), (http, serve_plain)):
                     handle = functools.partial(_hand_over, connections, serve, ctx)
-                    accepting.start_soon(accept_forever, listener, handle, ctx.admission.shedder)
+                    accepting.start_soon(accept_forever, listener, handle, ctx.admission.shedder, ctx.numbers)
                 proxy = Stage(ctx, https.getsockname()[1], http.getsockname()[1], connections)
                 try:
                     yield proxy

@@ -44,7 +44,7 @@ def report(
     level = logging.INFO
     if not isinstance(error, RequestError):
         level = logging.WARNING
-        extra["about"] = str(error)  # whoever has asked
+        extra["about"] = f"{record.name} {record.backend} {error}"  # whoever has asked
     log.log(level, "%s: %s: %s", visit.client(request), described, error, extra=extra)
 
 

@@ -285,6 +285,7 @@ class H1Client:
         early = self._reader.rest()
         if early:
             await backend.send_all(early)
+            self.record.count_received(len(early))
         self._ctx.tunnels.add(self._stream)
         try:
             await tunnel(self._stream, backend, idle, self.record)

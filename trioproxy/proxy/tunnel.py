@@ -11,8 +11,8 @@ from typing import Protocol
 
 import trio
 
-from trioproxy.errors import StreamError
-from trioproxy.witness.records import Exchange
+from trioproxy.errors import ConnectionLost, StreamError
+from trioproxy.witness.records import BROKEN_OFF, DONE, ENDED_HERE, Exchange
 
 
 class Duplex(Protocol):
@@ -37,7 +37,7 @@ class Duplex(Protocol):
 async def tunnel(client: Duplex, backend: Duplex, idle: float, record: Exchange) -> None:
     """Carry bytes both ways until the backend has ended, one side is lost, or both are silent for `idle` seconds.
 
-    `record` counts them.
+    `record` counts them, and is told what went wrong.
 
     A client that ends its direction is passed on as a half-close. When the backend ends, all is over: TLS gives a
     client no dependable way to go on sending after that.
@@ -47,12 +47,12 @@ async def tunnel(client: Duplex, backend: Duplex, idle: float, record: Exchange)
     client.expect(idle)
     backend.expect(idle)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_carry, client, backend, idle, record.count_received)
-        await _carry(backend, client, idle, record.count_sent)
+        nursery.start_soon(_carry, client, backend, idle, record, record.count_received)
+        await _carry(backend, client, idle, record, record.count_sent)
         nursery.cancel_scope.cancel()
 
 
-async def _carry(source: Duplex, sink: Duplex, idle: float, count: Callable[[int], None]) -> None:
+async def _carry(source: Duplex, sink: Duplex, idle: float, record: Exchange, count: Callable[[int], None]) -> None:
     try:
         while data := await source.receive_some():
             await sink.send_all(data)
@@ -60,6 +60,9 @@ async def _carry(source: Duplex, sink: Duplex, idle: float, count: Callable[[int
             sink.expect(idle)  # a side that listens for an hour is not idle as long as it is spoken to
         sink.send_eof()
     except StreamError as exc:
+        if record.outcome == DONE:
+            record.outcome = BROKEN_OFF if isinstance(exc, ConnectionLost) else ENDED_HERE
+            record.reason = str(exc)
         # The other direction cannot go on either; it learns by the same door.
         source.interrupt(exc)
         sink.interrupt(exc)
