@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import ssl
 from pathlib import Path
 
@@ -120,6 +121,38 @@ def test_alpn(offered: tuple[str, ...] | None, asked: list[str], chosen: str | N
     made = bundle(NAME)
     context = server_context(made) if offered is None else server_context(made, offered)
     assert handshake(context, client).selected_alpn_protocol() == chosen
+
+
+def test_a_client_gets_one_ticket_and_comes_back_with_it() -> None:
+    context = server_context(bundle(NAME))
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    session: ssl.SSLSession | None = None
+    for _ in range(2):
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = context.wrap_bio(there, back, server_side=True)
+        caller = client.wrap_bio(back, there, server_hostname=NAME, session=session)
+        for side in (caller, server, caller):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+        server.do_handshake()
+        tickets = back.read()
+        assert len(records(tickets)) == 1
+        back.write(tickets)
+        with pytest.raises(ssl.SSLWantReadError):
+            caller.read()
+        reused, session = caller.session_reused, caller.session
+    assert reused
+
+
+def records(data: bytes) -> list[bytes]:
+    """The TLS records that `data` consists of (RFC 8446 section 5.1)."""
+    found = []
+    while data:
+        size = 5 + int.from_bytes(data[3:5])
+        found.append(data[:size])
+        data = data[size:]
+    return found
 
 
 def client_of_tls12(ciphers: str) -> ssl.SSLContext:
