@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: run test lint format bench autobahn bulk browser apps clean tools suites acme2certifier short-lived hot-swap thousand
+.PHONY: run test lint format bench chaos soak autobahn bulk browser apps clean tools suites acme2certifier short-lived hot-swap thousand
 
 run: .venv/.run  ## the scene on loopback, with stand-in backends; Ctrl-C ends it
 	@.venv/bin/trioproxy demo
@@ -31,6 +31,12 @@ autobahn: .venv/.test  ## Autobahn's WebSocket cases, without the proxy and thro
 
 bulk: .venv/.test  ## five gigabytes up and down through a site, and the memory meanwhile; ARGS="--http2 20"
 	$(PY) -m tests.bulk $(ARGS)
+
+chaos: .venv/.test tools  ## everything of docs/reliability.md but the soak, ten minutes; ARGS="upgrades dns --short" chooses
+	$(PY) -m tests.chaos $(ARGS)
+
+soak: .venv/.test tools  ## a million requests, 200,000 connections, 20,000 WebSockets, and what is left of them
+	$(PY) -m tests.chaos soak $(ARGS)
 
 browser:  ## Chromium, with which `make test` does more
 	@setup/debian.sh browser

@@ -94,7 +94,8 @@ proxies=(nginx:nginx-light stream:libnginx-mod-stream haproxy:haproxy)
 
 install_for_tests() {
     install_what "some tests" "Those tests will skip." "${proxies[@]}" pebble:pebble pebble-challtestsrv:pebble \
-        certbot:certbot curl:curl nghttp:nghttp2-client ip:iproute2 nft:nftables faketime:faketime
+        certbot:certbot curl:curl nghttp:nghttp2-client ip:iproute2 nft:nftables \
+        faketime:faketime strace:strace slowhttptest:slowhttptest varnishtest:varnish h2load:nghttp2-client
 }
 
 install_browser() {

@@ -17,30 +17,43 @@ class Scale:
         upgrades: Upgrades under load.
         kills: Times that a backend is killed.
         slow: Slow clients at once, of all five kinds together.
+        patience: Seconds of the deadlines that end them.
+        grace: Seconds after its deadline by which a slow client is gone; a busy machine must not fail a test.
         calm: Seconds for which good clients are measured without the slow ones.
+        steps: Of the writes, fsyncs and renames of one renewal, how many are made to fail.
         tool: Connections that slowhttptest opens.
         requests: Of the soak; the next two are its connections and its WebSockets.
         connections: Each with its own handshake, or passed through.
         websockets: Each with an upgrade and messages.
+        rounds: In how many parts that comes.
+        growth: The part of itself by which memory may grow once it has settled.
+        spare: Idle connections to backends that may still be there at the end, for nobody waits until they go.
     """
 
     reloads: int
     upgrades: int
     kills: int
     slow: int
+    patience: float
+    grace: float
     calm: float
+    steps: int
     tool: int
     requests: int
     connections: int
     websockets: int
+    rounds: int
+    growth: float
+    spare: int
 
 
 SHORT = Scale(
-    reloads=15, upgrades=2, kills=5, slow=100, calm=1.5, tool=50, requests=8_000, connections=1_200, websockets=120
-)
+    reloads=15, upgrades=2, kills=5, slow=100, patience=3, grace=5, calm=0.5, steps=1, tool=50,
+    requests=8_000, connections=1_200, websockets=120, rounds=4, growth=0.1, spare=128,
+)  # fmt: skip
 LONG = Scale(
-    reloads=500, upgrades=50, kills=200, slow=5_000, calm=20, tool=500,
-    requests=1_000_000, connections=200_000, websockets=20_000,
+    reloads=500, upgrades=50, kills=200, slow=5_000, patience=50, grace=2, calm=15, steps=50, tool=500,
+    requests=1_000_000, connections=200_000, websockets=20_000, rounds=20, growth=0.01, spare=0,
 )  # fmt: skip
 
 

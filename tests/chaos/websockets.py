@@ -45,11 +45,11 @@ class WebSocket:
     def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         self.stream = stream
 
-    async def open(self, name: str) -> None:
+    async def open(self, name: str, path: str = "/") -> None:
         """Do the handshake. Raises ConnectionError when it is refused."""
         key = base64.b64encode(os.urandom(16)).decode()
         await self.stream.send_all(
-            f"GET / HTTP/1.1\r\nHost: {name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
         )
         head = bytearray()
