@@ -17,7 +17,7 @@ from trioproxy.certs.contexts import server_context
 from trioproxy.certs.internal_ca import InternalCA
 from trioproxy.certs.store import Store
 from trioproxy.cli.common import load_config
-from trioproxy.config.model import Config, HostPort, Limits, Route, Target
+from trioproxy.config.model import Config, HostPort, Limits, Log, Route, Target
 from trioproxy.errors import ListenError, RequestError
 from trioproxy.http.h1 import RequestReader, encode_response_head
 from trioproxy.http.messages import End, RequestHead
@@ -32,8 +32,9 @@ def command(context: click.Context) -> None:
     config = load_config(context)
     configure("warning")
     with tempfile.TemporaryDirectory(prefix="trioproxy-demo-") as folder:
-        # The demo leaves nothing behind, so it keeps its keys elsewhere than a real server would.
-        config = attrs.evolve(config, storage=Path(folder), control_socket=Path(folder, "control.sock"))
+        # The demo leaves nothing behind, so it keeps its keys elsewhere than a real server would, and no log.
+        control = Path(folder, "control.sock")
+        config = attrs.evolve(config, storage=Path(folder), control_socket=control, log=Log(access=""))
         try:
             trio.run(_demo, config)
         except* ListenError as group:

@@ -92,6 +92,7 @@ async def _run(sock: socket.socket) -> None:
     os.set_inheritable(sock.fileno(), False)
     channel = Channel(sock)
     with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # `serve` held it back until we listen for it
         try:
             await channel.send({"format": FORMAT})
             begin, socks = await channel.receive()

@@ -7,6 +7,7 @@ fields of a request only Referer and User-Agent are written, and of Authorizatio
 from __future__ import annotations
 
 import base64
+import functools
 import re
 import time
 from collections.abc import Callable
@@ -64,7 +65,7 @@ class Console:
         asked = f"{_text(request.method)} {_text(request.target)}" if request is not None else "- -"
         line = (
             f"{self._time.of(now)} #{e.connection} {e.client} {e.name or '-'} {asked} {e.status} {e.sent} B "
-            f"{(e.ended - e.began) * 1000:.1f} ms {e.backend or '-'}"
+            f"{(e.ended - e.began) * 1000:.1f} ms {_words(e.backend)}"
         )
         if e.outcome != DONE:
             line += _why(e)
@@ -75,7 +76,7 @@ class Console:
         p = passage
         line = (
             f"{self._time.of(now)} #{p.connection} {p.client} {p.name} passed through {p.up} B up {p.down} B down "
-            f"{p.ended - p.began:.1f} s {p.backend or '-'}"
+            f"{p.ended - p.began:.1f} s {_words(p.backend)}"
         )
         if p.outcome != DONE:
             line += _why(p)
@@ -100,8 +101,8 @@ class Json:
             referer, agent, user = _said(request.headers)
             major, minor = request.http_version
             asked = (
-                f'"method":{quoted(_text(request.method))},"host":{quoted(_text(request.authority))},'
-                f'"target":{quoted(_text(request.target))},"version":"{major}.{minor}","user":{_or_null(user)},'
+                f'"method":{_or_null(request.method)},"host":{_or_null(request.authority)},'
+                f'"target":{_or_null(request.target)},"version":"{major}.{minor}","user":{_or_null(user)},'
                 f'"referer":{_or_null(referer)},"agent":{_or_null(agent)}'
             )
         else:
@@ -110,7 +111,7 @@ class Json:
         return (
             f'{{"time":"{self._moment(now)}","type":"request","connection":{e.connection},"client":"{e.client}",'
             f'"name":{quoted(e.name)},"scheme":"{e.scheme}",{asked},"status":{e.status},"received":{e.received},'
-            f'"sent":{e.sent},"seconds":{e.ended - e.began:.6f},"backend":{_named(e.backend)},'
+            f'"sent":{e.sent},"seconds":{e.ended - e.began:.6f},"backend":{_words_or_null(e.backend)},'
             f'"backend_seconds":{waited},"outcome":"{e.outcome}","reason":{quoted(e.reason)}}}\n'
         )
 
@@ -120,7 +121,7 @@ class Json:
         return (
             f'{{"time":"{self._moment(now)}","type":"passthrough","connection":{p.connection},"client":"{p.client}",'
             f'"name":{quoted(p.name)},"received":{p.up},"sent":{p.down},"seconds":{p.ended - p.began:.6f},'
-            f'"backend":{_named(p.backend)},"outcome":"{p.outcome}","reason":{quoted(p.reason)}}}\n'
+            f'"backend":{_words_or_null(p.backend)},"outcome":"{p.outcome}","reason":{quoted(p.reason)}}}\n'
         )
 
     def _moment(self, now: float) -> str:
@@ -193,7 +194,13 @@ def _or_null(value: bytes | None) -> str:
     return "null" if value is None else quoted(value.decode("utf-8", "backslashreplace"))
 
 
-def _named(backend: object | None) -> str:
+@functools.lru_cache(maxsize=1024)  # there are few, and their names are put together anew each time
+def _words(backend: object | None) -> str:
+    return "-" if backend is None else str(backend)
+
+
+@functools.lru_cache(maxsize=1024)
+def _words_or_null(backend: object | None) -> str:
     return "null" if backend is None else quoted(str(backend))
 
 
