@@ -161,3 +161,10 @@ def test_check_says_it_of_the_machine_that_it_runs_on(tmp_path: Path) -> None:
     )
     assert "warning: limits.connections = 10000 takes up to 21024 descriptors" in done.stdout
     assert "may have 500, enough for 187 connections" in done.stdout
+
+
+def test_more_workers_than_processors() -> None:
+    workers = SITE + "[process]\nworkers = 3\n"
+    assert "process.workers = 3, and there are 2 processors" in one(workers, processors=2)
+    assert said(workers, processors=3) == []
+    assert said(workers, processors=None) == []

@@ -217,6 +217,15 @@ async def test_names_are_told_once_and_as_they_are_then() -> None:
         assert again == {"one.test", "two.test"}, "what it could not do is told again"
 
 
+async def test_a_worker_that_comes_later_is_given_how_things_are() -> None:
+    async with desk("one.test", "two.test") as office:
+        office.cell.update(lambda s: attrs.evolve(s, awaiting=frozenset({"two.test", "one.test"})))
+        with office.board.present("one.test", "token", "answer"):
+            given = office.tidings.everything(office.workers[0].member)
+        assert given["awaiting"] == ["one.test", "two.test"]
+        assert given["board"]["answers"] == [["one.test", "token", "answer"]]
+
+
 # ---- the channel, and who gets which socket --------------------------------------------------------------
 
 

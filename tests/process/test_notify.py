@@ -60,6 +60,29 @@ async def test_the_watchdog_is_fed_twice_a_period_and_not_while_the_loop_hangs(t
             nursery.cancel_scope.cancel()
 
 
+async def test_the_watchdog_is_not_fed_while_something_is_amiss(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    well = False
+    looks = 0
+
+    def healthy() -> bool:
+        nonlocal looks
+        looks += 1
+        return well
+
+    with manager(address) as systemd:
+        notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "20000"}, os.getpid())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notifier.feed_watchdog, healthy)
+            with trio.fail_after(5):
+                while looks < 3:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            assert systemd.waiting() == 0
+            well = True
+            assert await systemd.message() == {"WATCHDOG": "1"}
+            nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("environ", "seconds"),
     [

@@ -51,6 +51,7 @@ class Machine:
         may_bind: Whether this process may bind those.
         unprivileged: Whether the server will not be root.
         memory: Bytes that the machine has.
+        processors: That this process may use.
     """
 
     descriptors: int | None = None
@@ -65,6 +66,7 @@ class Machine:
     may_bind: bool = True
     unprivileged: bool = False
     memory: int | None = None
+    processors: int | None = None
 
 
 def look() -> Machine:
@@ -85,6 +87,7 @@ def look() -> Machine:
         may_bind=root or may(CAP_NET_BIND_SERVICE),
         unprivileged=not root,
         memory=os.sysconf("SC_PHYS_PAGES") * resource.getpagesize(),
+        processors=len(os.sched_getaffinity(0)),
     )
 
 
@@ -109,6 +112,7 @@ def shortcomings(config: Config, machine: Machine) -> list[str]:
         *_tracking(config, machine),
         *_privileged(config, machine),
         *_memory(config, machine),
+        *_processors(config, machine),
     ]
 
 
@@ -205,6 +209,15 @@ def _memory(config: Config, machine: Machine) -> Iterator[str]:
             f"{said} has room for some {fits} idle connections {kind}, {each // 1024} KiB each beside the "
             f"{EMPTY // MIB} MiB that an empty process takes, so limits.connections = {connections} cannot be reached: "
             f"raise it to {enough}MiB, or lower limits.connections"
+        )
+
+
+def _processors(config: Config, machine: Machine) -> Iterator[str]:
+    workers = config.process.workers
+    if machine.processors is not None and workers > max(machine.processors, 1):
+        yield (
+            f"process.workers = {workers}, and there are {machine.processors} processors: more workers than those "
+            f"take memory and serve nobody the sooner"
         )
 
 

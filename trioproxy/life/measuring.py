@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trioproxy
-from trioproxy.certs.manager import Manager
 from trioproxy.config.model import Config, HostPort
-from trioproxy.life.reload import Reloads
 from trioproxy.process.vitals import vitals
 from trioproxy.proxy.context import ProxyContext
 from trioproxy.snapshot import Cell
 from trioproxy.witness.exposition import Sample, Samples, counts, merge
 from trioproxy.witness.metrics import OTHER, Metrics
+
+if TYPE_CHECKING:  # a worker has neither, and is to start soon
+    from trioproxy.certs.manager import Manager
+    from trioproxy.life.reload import Reloads
 
 
 class Measuring:

@@ -86,5 +86,6 @@ class Tidings:
         return {
             **self.configuration(self.cell.current.config),
             "board": self._board.contents(),
+            "awaiting": sorted(self.cell.current.awaiting),
             "certificates": [self._certificate(name) for name in self._source.of_files],
         }

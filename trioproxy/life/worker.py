@@ -120,7 +120,7 @@ class Worker:
         become(config)
         store = Store(config.storage)
         self._source = ContextSource(store, InternalCA(store), spoken()[0])
-        self._cell = Cell(self._snapshot(config))
+        self._cell = Cell(attrs.evolve(self._snapshot(config), awaiting=frozenset(begin["awaiting"])))
         self._board = ChallengeBoard()
         self._board.copy(begin["board"])
         self._reaper = Reaper()
