@@ -20,10 +20,11 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from tests.acme.support import Customer, Port80, port80
 from tests.pebble import Pebble, needs_pebble, running_pebble
-from trioproxy.acme.certificate import top_issuer, type_of
+from trioproxy.acme.certificate import new_key, top_issuer, type_of
 from trioproxy.acme.order import Issued, OrderFailed
 from trioproxy.acme.signing import new_account_key
 from trioproxy.config.model import AccountId, Acme, Eab, KeyType
+from trioproxy.errors import AcmeError
 
 pytestmark = needs_pebble
 
@@ -328,6 +329,34 @@ async def test_a_certificate_is_revoked(customer: Customer, ca: Pebble, reason: 
     await client.revoke(issued.chain_pem, reason)
     assert await ca.status_of(serial) == "Revoked"
     await client.revoke(issued.chain_pem, reason)  # is so already, and so that is no failure
+    client.close()
+
+
+@pytest.mark.parametrize("key_type", ["ecdsa-p256", "ecdsa-p384", "rsa-2048"])
+async def test_what_another_account_ordered_is_revoked_by_its_own_key(
+    customer: Customer, ca: Pebble, web: Port80, key_type: KeyType
+) -> None:
+    issued = await customer.obtain("cloud.test", key_type)
+    serial = x509.load_pem_x509_certificate(issued.chain_pem).serial_number
+    stranger = Customer(ca.directory, ca.ca_file, web.board)
+    client = stranger.client()
+    await client.register(stranger.report)
+    with pytest.raises(AcmeError, match="refused to revoke the certificate"):
+        await client.revoke(issued.chain_pem, "superseded")
+    assert await ca.status_of(serial) == "Valid"
+    await client.revoke(issued.chain_pem, "superseded", issued.key_pem)
+    assert await ca.status_of(serial) == "Revoked"
+    await client.revoke(issued.chain_pem, "superseded", issued.key_pem)  # is so already
+    client.close()
+
+
+async def test_another_key_revokes_nothing(customer: Customer, ca: Pebble, web: Port80) -> None:
+    issued = await customer.obtain()
+    client = Customer(ca.directory, ca.ca_file, web.board).client()
+    await client.register(customer.report)
+    with pytest.raises(AcmeError, match="refused to revoke the certificate"):
+        await client.revoke(issued.chain_pem, "superseded", new_key("ecdsa-p256"))
+    assert await ca.status_of(x509.load_pem_x509_certificate(issued.chain_pem).serial_number) == "Valid"
     client.close()
 
 

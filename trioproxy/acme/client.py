@@ -146,19 +146,27 @@ class AcmeClient:
 
     # ---- certificates that are there --------------------------------------------------------------------
 
-    async def revoke(self, chain_pem: bytes, reason: str = "unspecified") -> None:
-        """Have a certificate revoked that this account ordered (section 7.6); good if it is already.
+    async def revoke(self, chain_pem: bytes, reason: str = "unspecified", key_pem: bytes = b"") -> None:
+        """Have a certificate revoked (section 7.6); good if it is already.
 
         Args:
             chain_pem: The certificate, and perhaps its chain.
             reason: One of `signing.REASONS`.
+            key_pem: The certificate's own key: it signs where another account ordered the certificate, one that is lost
+                or another program's. b"" where only the account is to.
         """
         url = (await self._session.directory()).revoke_cert
         if not url:
             raise AcmeError(f"the CA at {self.directory_url} does not revoke certificates by ACME")
         leaf = x509.load_pem_x509_certificate(chain_pem).public_bytes(Encoding.DER)
+        payload, doing = signing.revocation_payload(leaf, reason), "to revoke the certificate"
         try:
-            await self._member.post(url, signing.revocation_payload(leaf, reason), "to revoke the certificate")
+            try:
+                await self._member.post(url, payload, doing)
+            except AcmeProblem as exc:
+                if exc.problem.core != "unauthorized" or not key_pem:
+                    raise
+                await self._session.post(url, payload, signing.LeafKey(key_pem), "", doing)
         except AcmeProblem as exc:
             if exc.problem.kind != "alreadyRevoked":
                 raise

@@ -26,7 +26,7 @@ from trioproxy.acme.problems import (
     retry_after,
 )
 from trioproxy.acme.protocol import Directory
-from trioproxy.acme.signing import AccountKey
+from trioproxy.acme.signing import AccountKey, LeafKey
 from trioproxy.errors import StreamError, UpstreamError
 from trioproxy.net.http_client import HttpClient, Response
 
@@ -104,7 +104,7 @@ class Session:
         """Ask for what everybody may see."""
         return await self._in_time(lambda: self._request(b"GET", url, doing))
 
-    async def post(self, url: str, payload: bytes, key: AccountKey, account_url: str, doing: str) -> Reply:
+    async def post(self, url: str, payload: bytes, key: AccountKey | LeafKey, account_url: str, doing: str) -> Reply:
         """Sign and send.
 
         Args:

@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -112,6 +112,41 @@ class AccountKey:
     def key_authorization(self, token: str) -> str:
         """What answers a challenge with this token (section 8.1): the token and the key's thumbprint (RFC 7638)."""
         return f"{token}.{base64url(self._jwk.thumbprint())}"
+
+
+class LeafKey:
+    """Signs what a certificate's own key may ask for without an account: its revocation (section 7.6).
+
+    Args:
+        pem: The certificate's private key.
+
+    Raises:
+        AcmeError: it is of no kind that ACME signs with.
+    """
+
+    def __init__(self, pem: bytes) -> None:
+        from josepy import jwa, jwk
+
+        key = load_pem_private_key(pem, None)
+        self._jwk: jwk.JWK
+        if isinstance(key, rsa.RSAPrivateKey):
+            self._jwk, self._algorithm = jwk.JWKRSA(key=key), jwa.RS256
+        elif isinstance(key, ec.EllipticCurvePrivateKey) and (known := _ALGORITHMS.get(key.curve.name)):
+            self._jwk, self._algorithm = jwk.JWKEC(key=key), getattr(jwa, known)
+        else:
+            raise AcmeError("the certificate's key is of a kind that cannot sign for its revocation")
+
+    def sign(self, url: str, nonce: str, payload: bytes, account_url: str = "") -> bytes:
+        """As `AccountKey.sign`."""
+        from acme.jws import JWS
+        from josepy.json_util import decode_b64jose
+
+        nonce_bytes = decode_b64jose(nonce)
+        text: str = JWS.sign(payload, self._jwk, self._algorithm, nonce_bytes, url, account_url or None).json_dumps()
+        return text.encode("ascii")
+
+
+_ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384"}
 
 
 def usable_nonce(text: str) -> bool:

@@ -49,7 +49,7 @@ class Authorities:
         return self._clients[settings]
 
     async def revoke(self, bundle: Bundle, where: Provenance | None, reason: str, report: Report) -> None:
-        """Have a certificate revoked by the account that ordered it.
+        """Have a certificate revoked by the account that ordered it; where that is not ours, by its own key.
 
         Args:
             bundle: The certificate.
@@ -76,7 +76,7 @@ class Authorities:
         try:
             async with client.in_use():
                 await client.register(report)
-                await client.revoke(bundle.chain_pem, reason)
+                await client.revoke(bundle.chain_pem, reason, bundle.key_pem)
         finally:
             client.close()
 
