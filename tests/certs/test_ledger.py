@@ -200,7 +200,7 @@ async def test_a_full_ledger_sends_to_the_fallback_at_once(tmp_path: Path, autoj
     assert w.authority.directories == ["https://second.test/dir"]
 
 
-@pytest.mark.parametrize("garbage", ["", "{", "[]", '{"orders": ["x"]}', "null"])
+@pytest.mark.parametrize("garbage", ["", "{", "[]", '{"orders": ["x"]}', '{"orders": [1e300]}', "null"])
 async def test_garbage_counts_for_nothing(garbage: str, tmp_path: Path, autojump_clock: Jumping) -> None:
     w: World = world(tmp_path, acme_site(NAME))
     ledger = Ledger(w.store, w.clock)

@@ -377,7 +377,11 @@ async def test_nothing_that_waits_for_the_disk_holds_up_the_loop(store: Store, m
     assert threading.get_ident() not in threads
 
 
-@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}", b"null", b"\xff", b'{"failures": "x"}'])
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"{", b"[]", b"{}", b"null", b"\xff", b'{"failures": "x"}', b'{"failures": Infinity}', b"[" * 100_000],
+    ids=lambda data: data[:30],
+)
 async def test_damaged_notes_count_as_none_and_are_reported(
     damaged: bytes, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -320,7 +320,7 @@ class Store:
             if not isinstance(values, dict):
                 raise TypeError("not an object")
             return build(values)
-        except (KeyError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             log.error("%s is damaged and is not used", path)
             return None
 
