@@ -55,6 +55,11 @@ def test_the_readme_shows_the_unit_as_it_is_shipped() -> None:
     assert shown == UNIT.read_text()
 
 
+def test_the_manual_shows_how_logs_are_rotated_as_it_is_shipped() -> None:
+    shipped = (ROOT / "dist/trioproxy.logrotate").read_text().partition("\n")[2]
+    assert f"```\n{shipped}```" in (ROOT / "docs/operations.md").read_text()
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     """The parts of a system that users are made in."""
