@@ -47,7 +47,12 @@ async def reload(service: Served) -> list[str]:
 async def test_it_serves_and_reloads_as_an_ordinary_user_and_binds_low_ports_all_the_same(folder: Path) -> None:
     who = pwd.getpwnam(USER)
     low = next(port for port in range(1023, 600, -1) if _is_free(port))
-    async with backend(answering(HELLO)) as (port, _), served(folder, text(folder, port)) as service:
+    python, packages = interpreter()
+    environ = {"PYTHONPATH": f"{ROOT}:{packages}"}
+    async with (
+        backend(answering(HELLO)) as (port, _),
+        served(folder, text(folder, port), environ=environ, python=python) as service,
+    ):
         status = fields(service.process.pid)
         assert status["Uid"] == [str(who.pw_uid)] * 4
         assert status["CapEff"] == [f"{1 << 10:016x}"]
@@ -110,6 +115,21 @@ async def test_a_store_of_somebody_else_stops_the_start(folder: Path) -> None:
         async with served(folder, text(folder, 9)):
             pass
     assert "belongs to root, and process.user is nobody" in str(no.value)
+    assert "ready" not in str(no.value)
+
+
+async def test_a_user_who_cannot_read_the_program_stops_the_start(folder: Path) -> None:
+    """What is imported later, with the first renewal perhaps, could not be had then."""
+    copy = folder / "program"
+    shutil.copytree(ROOT / "trioproxy", copy / "trioproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    copy.chmod(0o700)
+    python, packages = interpreter()
+    environ = {"PYTHONPATH": f"{copy}:{packages}"}
+    with pytest.raises(AssertionError) as no:
+        async with served(folder, text(folder, 9), environ=environ, python=python, cwd="/"):
+            pass
+    assert f"process.user: nobody may not read {copy}/trioproxy/__init__.py" in str(no.value)
+    assert "install it where every user may read it" in str(no.value)
     assert "ready" not in str(no.value)
 
 
