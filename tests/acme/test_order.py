@@ -162,6 +162,25 @@ async def test_an_order_without_an_address_is_an_error(ca: FakeCA, customer: Cus
     assert "did not say where" in str(await failure(customer))
 
 
+async def test_the_ca_is_told_to_look_when_all_who_answer_have_the_answer(
+    ca: FakeCA, customer: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, have_it = trio.Event(), trio.Event()
+
+    async def seen() -> None:
+        hung.set()
+        await have_it.wait()
+
+    monkeypatch.setattr(customer.board, "seen", seen)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(customer.obtain)
+        await hung.wait()
+        assert customer.board._answers
+        assert "challenge" not in [asked.resource for asked in ca.asked]
+        have_it.set()
+    assert "challenge" in [asked.resource for asked in ca.asked]
+
+
 async def test_a_validation_that_fails_is_told_with_its_reason(ca: FakeCA, customer: Customer) -> None:
     refused = {"type": "urn:ietf:params:acme:error:connection", "detail": "10.1.2.3: Connection refused"}
     failed = {**ca.challenge(), "status": "invalid", "error": refused}

@@ -275,6 +275,20 @@ async def test_a_swap_that_works_is_checked_and_one_that_does_not_is_an_error(
         assert await care.swapped(site, made.leaf) == "new handshakes already get it (checked)"
 
 
+async def test_it_is_looked_when_all_processes_serve_what_was_published(tmp_path: Path) -> None:
+    w = world(tmp_path, acme_site(NAME))
+    made, site = bundle(NAME), w.config.sites[NAME]
+    context = w.source.context_of(site, made)
+
+    async def settled() -> None:
+        await trio.lowlevel.checkpoint()
+        w.cell.update(lambda s: attrs.evolve(s, contexts=s.contexts.replaced(NAME, context)))
+
+    async with listening(w) as here:
+        care = Aftercare(w.cell, ChallengeBoard(), w.store, attrs.evolve(here, settled=settled))
+        assert await care.swapped(site, made.leaf) == "new handshakes already get it (checked)"
+
+
 async def test_a_site_that_is_gone_is_no_longer_complained_of(tmp_path: Path) -> None:
     w = world(tmp_path, acme_site(NAME))
     async with listening(w) as here:

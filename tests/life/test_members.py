@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import attrs
@@ -13,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.proxy.stage import make_config, site
+from trioproxy.config.model import HostPort, Listen, Process
 from trioproxy.errors import ControlError
 from trioproxy.life.channel import FORMAT, Channel, ChannelClosed
 from trioproxy.life.member import Member, WorkerGone
@@ -20,6 +22,7 @@ from trioproxy.life.shared import SharedBoard, SharedCell, SharedSource
 from trioproxy.life.sockets import Bound, share
 from trioproxy.life.tidings import Tidings
 from trioproxy.routing import RouteTable
+from trioproxy.server import Server
 from trioproxy.snapshot import Contexts, Snapshot
 
 
@@ -118,6 +121,29 @@ async def test_a_worker_of_another_version_is_told_from_one_of_ours(caplog: pyte
         await process.wait()
         member.close()
         channel.close()
+
+
+async def test_a_worker_that_talks_nonsense_is_as_good_as_gone() -> None:
+    async with played() as worker, trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(WorkerGone):
+                await worker.member.ask("ping")
+
+        nursery.start_soon(ask)
+        await worker.asked()
+        await worker.channel._sock.send(b"nonsense\n")
+        assert await worker.member.process.wait() == -9
+
+
+async def test_a_server_that_nothing_can_start_anew_cannot_have_workers(tmp_path: Path) -> None:
+    config = make_config(site("cloud.test", 9, tls="internal"))
+    listen = Listen(https=(HostPort("127.0.0.1", 0),), http=(), https_written=True, http_written=True)
+    config = attrs.evolve(
+        config, listen=listen, storage=tmp_path, control_socket=tmp_path / "control.sock", process=Process(workers=2)
+    )
+    with trio.fail_after(10), pytest.raises(WorkerGone, match="not started by `trioproxy serve`"):
+        await Server(config, lambda: config).run()
 
 
 # ---- what is published -----------------------------------------------------------------------------------

@@ -74,8 +74,11 @@ class Channel:
             self._buffer += await self._more()
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
-        message: dict[str, Any] = json.loads(line)
-        count = int(message["descriptors"])
+        try:
+            message: dict[str, Any] = json.loads(line)
+            count = int(message["descriptors"])
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ChannelClosed("the other process makes no sense") from exc
         socks, self._socks = self._socks[:count], self._socks[count:]
         return message, socks
 

@@ -170,7 +170,7 @@ class Member:
             while True:
                 message, _ = await self._channel.receive()
                 self.heard = trio.current_time()
-                if reply := self._replies.get(message["id"]):
+                if reply := self._replies.get(int(message.get("id", 0))):
                     reply.said = message
                     reply.come.set()
         except ChannelClosed:
