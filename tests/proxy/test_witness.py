@@ -127,6 +127,13 @@ async def test_bytes_of_bodies_are_counted(size: int) -> None:
         assert went(await ear.next_exchange()) == (SITE, 200, size, 5, DONE)
 
 
+async def test_bytes_that_came_with_the_head_are_counted() -> None:
+    async with backend(swallowing(3)) as (port, _), heard(make_config(site(SITE, port))) as (proxy, ear):
+        stream = await proxy.tls(SITE)
+        await stream.send_all(b"POST / HTTP/1.1\r\nHost: cloud.test\r\nContent-Length: 3\r\n\r\nabc")
+        assert went(await ear.next_exchange()) == (SITE, 200, 3, 5, DONE)
+
+
 @pytest.mark.parametrize("size", [3, 300_000])
 async def test_over_http_2_each_request_of_a_connection_is_told_of(size: int) -> None:
     async with (
@@ -268,6 +275,14 @@ async def test_a_client_that_leaves_before_its_answer_is_499(protocol: str) -> N
             await until(lambda: seen.received)
             tls.transport_stream.socket.close()
             assert went(await ear.next_exchange()) == (SITE, 499, 0, 0, CLIENT_LEFT)
+
+
+async def test_a_client_that_ends_its_connection_leaves_all_its_requests() -> None:
+    async with backend(silent) as (port, seen), heard(make_config(site(SITE, port))) as (proxy, ear):
+        async with calling(proxy, SITE) as caller:
+            await caller.begin("GET", "/", SITE)
+            await caller.until(lambda: seen.received)
+        assert went(await ear.next_exchange()) == (SITE, 499, 0, 0, CLIENT_LEFT)
 
 
 async def test_a_client_that_stops_sending_its_body() -> None:

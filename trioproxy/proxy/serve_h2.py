@@ -98,6 +98,7 @@ class _Connection:
         self._unfinished_since = 0.0
         self._goaway_at = math.inf
         self._failure: StreamError | None = None
+        self._over = False  # nothing more comes from the client
         self._heed: dict[type[Event], Callable[[Any], None]] = {
             Request: self._on_request,
             Refused: self._on_refused,
@@ -117,6 +118,7 @@ class _Connection:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
             await self._read(nursery)
+            self._over = True
             nursery.cancel_scope.cancel()  # whatever is still asked for is asked by nobody
         if self._failure is not None:
             raise self._failure
@@ -238,7 +240,7 @@ class _Connection:
             log.exception("%s: a bug in trioproxy ended this request", self._visit.peer)
             client.give_up(Code.INTERNAL_ERROR, ConnectionLost("a bug"))
         except trio.Cancelled as exc:
-            blame(client.record, exc)
+            blame(client.record, ConnectionLost("the client's connection has ended") if self._over else exc)
             raise
         finally:
             self._working -= 1
