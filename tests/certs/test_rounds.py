@@ -10,7 +10,7 @@ import attrs
 import pytest
 import trio.testing
 
-from tests.certs.making import acme_site, due_bundle, internal_site
+from tests.certs.making import acme_site, config, due_bundle, internal_site
 from tests.certs.world import World, run_for, world
 from trioproxy.acme.order import OrderFailed
 from trioproxy.certs.wishes import handlers
@@ -93,6 +93,39 @@ async def test_each_ca_has_a_backoff_of_its_own_that_survives_restarts(tmp_path:
     firsts = [minute for minute, where in asked(w) if where == "first"]
     assert firsts == [0, 120], "the first one is left alone for as long as it asked for"
     assert [minute for minute, where in asked(w) if where == "second"][:4] == [0, 1, 11, 41]
+
+
+@pytest.mark.parametrize("kind", ["limit", "account"])
+async def test_whoever_names_another_ca_after_a_failure_need_not_wait(
+    kind: AcmeFailure, tmp_path: Path, autojump_clock: Jumping
+) -> None:
+    w = quick(tmp_path, Acme(directory=FIRST))
+    w.authority.broken = {FIRST: failing(kind, 72 * HOUR), SECOND: failing("unreachable")}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(w.manager.run)
+        await trio.sleep(HOUR)
+        w.reload(config(tmp_path, acme_site(NAME), acme=Acme(directory=SECOND)))
+        await trio.sleep(30)
+        w.authority.broken.pop(SECOND)
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert asked(w) == [(0, "first"), (60, "second"), (61, "second")], "its own failures have their own ladder"
+    assert w.serial(NAME) == w.newest(NAME)
+
+
+@pytest.mark.parametrize("kind", ["validation", "dns"])
+async def test_another_ca_would_see_the_same_so_the_ladder_stays(
+    kind: AcmeFailure, tmp_path: Path, autojump_clock: Jumping
+) -> None:
+    w = quick(tmp_path, Acme(directory=FIRST))
+    w.authority.broken = {FIRST: failing(kind)}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(w.manager.run)
+        await trio.sleep(120)
+        w.reload(config(tmp_path, acme_site(NAME), acme=Acme(directory=SECOND)))
+        await trio.sleep(120)
+        nursery.cancel_scope.cancel()
+    assert asked(w) == [(0, "first"), (1, "first")]
 
 
 async def test_what_each_ca_said_is_told(tmp_path: Path, autojump_clock: Jumping) -> None:

@@ -93,6 +93,9 @@ class Renewals:
         if before is not None and before.trouble is not None and before.leaf == leaf:
             # A failure that could not be written down, on a full disk perhaps, counts all the same.
             trouble = max(before.trouble, trouble or before.trouble, key=lambda t: t.failed_at)
+        if trouble is not None and self._somebody_new(trouble):
+            # Whoever changed the authorities after a failure need not wait for the end of its pause.
+            trouble = attrs.evolve(trouble, next_attempt=trouble.failed_at, rate_limited=False)
         problem = ""
         if bundle is not None and leaf is not None and self._is_news(site.name, leaf, before):
             try:
@@ -315,6 +318,12 @@ class Renewals:
         again = max(min(moments), retry_at(failures)) if exc.failure in SEEN_BY_ALL else max(min(moments), now)
         limited = all(account in blocked and blocked[account].failure == "limit" for account in self._accounts())
         return policy.Trouble(failures, now, again, str(exc), limited, at)
+
+    def _somebody_new(self, trouble: policy.Trouble) -> bool:
+        """Whether an authority is configured that has not been asked, for a failure that another one need not see."""
+        if not trouble.at or trouble.at[-1].failure in SEEN_BY_ALL:
+            return False
+        return not {each.account for each in trouble.at}.issuperset(self._accounts())
 
     def _accounts(self) -> list[AccountId]:
         return [acme.account for acme in self._authorities.configured]
