@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.certs.making import DAY, acme_site, bundle
+from tests.certs.making import DAY, acme_site, bundle, internal_site
 from tests.certs.world import WallClock, world
 from trioproxy.certs.jumps import LOOK_EVERY, watch_clock
 
@@ -67,4 +67,25 @@ async def test_the_manager_looks_at_once(tmp_path: Path, autojump_clock: Jumping
         w.clock.jump(70 * DAY)
         await trio.sleep(LOOK_EVERY + 5)
         assert w.serial(NAME) == w.newest(NAME)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("no_threads")
+async def test_what_was_made_while_the_clock_was_ahead_is_made_anew(tmp_path: Path, autojump_clock: Jumping) -> None:
+    w = world(tmp_path, internal_site(NAME))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(w.manager.run)
+        nursery.start_soon(watch_clock, w.clock, w.manager.clock_jumped)
+        await trio.sleep(1)
+        w.clock.jump(2 * DAY)  # as a machine that starts with a wrong clock
+        first = w.serial(NAME)
+        await trio.sleep(60)
+        assert w.serial(NAME) == first
+        w.clock.jump(-2 * DAY)
+        await trio.sleep(LOOK_EVERY + 5)
+        second = w.source.served[NAME].leaf
+        assert second.serial == w.serial(NAME) != first
+        assert second.not_before <= w.clock()
+        await trio.sleep(60)
+        assert w.serial(NAME) == second.serial, "once is enough"
         nursery.cancel_scope.cancel()

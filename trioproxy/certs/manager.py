@@ -237,10 +237,12 @@ class Manager:
 
     def _internal(self) -> Iterator[tuple[Site, Leaf, datetime]]:
         """Sites that are served with a certificate of the internal CA, and when that is to be renewed."""
+        now = self._clock()
         for name, served in self._source.served.items():
-            site = self._config.sites.get(name)
+            site, leaf = self._config.sites.get(name), served.leaf
             if site is not None and served.by == "internal":
-                yield site, served.leaf, renews(served.leaf)
+                # One that begins later was made while the clock was ahead.
+                yield site, leaf, renews(leaf) if leaf.not_before <= now else now
 
     async def _renew_internal(self) -> None:
         now = self._clock()
