@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.certs.test_contexts import write_files
 from trioproxy.certs.bundle import Leaf
 from trioproxy.certs.contexts import Served
 from trioproxy.certs.known import Known
-from trioproxy.certs.overview import Leaves
+from trioproxy.certs.overview import Leaves, overview
 
 NAME = "cloud.example.com"
 
@@ -46,3 +47,11 @@ def test_what_the_internal_authority_makes_is_there_once_somebody_has_asked(leaf
     assert Leaves({}, {}, {}).of(site) is None
     assert Leaves({}, {}, {NAME: Served(leaf, "internal")}).of(site) is leaf
     assert leaf.not_after > NOW
+
+
+@pytest.mark.parametrize("by", ["acme", "files"])
+def test_what_was_served_before_a_reload_is_not_of_the_internal_authority(by: Literal["acme", "files"]) -> None:
+    site, stale = internal_site(NAME), Served(bundle(NAME).leaf, by)
+    assert Leaves({}, {}, {NAME: stale}).of(site) is None
+    status = overview(site, NOW, Known(), stale, busy=False)
+    assert (status.state, status.issuer, status.days_left) == ("good", "", None)

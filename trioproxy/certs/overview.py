@@ -34,8 +34,8 @@ class Leaves:
         name = site.name
         if site.tls == "acme":
             return known.leaf if (known := self.known.get(name)) else None
-        served = self.served.get(name)
-        if served is not None and (site.tls == "internal" or served.by == "files"):
+        served, by = self.served.get(name), "internal" if site.tls == "internal" else "files"
+        if served is not None and served.by == by:  # else a reload has changed that, and nobody has asked since
             return served.leaf
         return self.in_files.get(name)
 
@@ -65,7 +65,7 @@ def overview(site: Site, now: datetime, known: Known, served: Served | None, *, 
             paced=known.waits(now),
         )
     if not isinstance(site.tls, CertificateFiles):
-        leaf = served.leaf if served else None
+        leaf = served.leaf if served and served.by == "internal" else None
         return status_of(name, "internal", now, leaf, renewal=(renews(leaf), "lifetime") if leaf else None)
     if served is not None:
         own = served.leaf if served.by == "files" else None
