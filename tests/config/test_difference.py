@@ -154,7 +154,7 @@ def test_certificates() -> None:
     found = changed(('"/" = "http://10.2.3.5:8123"', f'tls = {files}\n"/" = "http://10.2.3.5:8123"'),
                     ("[acme]", '[acme]\ndirectory = "https://ca.test/"'))  # fmt: skip
     assert found.certificates == (
-        "home.myname.com: from /x.pem, no longer by ACME, asked for if the store has none",
+        "home.myname.com: from /x.pem; it was by ACME before",
         "renewals: by https://ca.test/ from now on",
     )
 

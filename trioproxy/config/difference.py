@@ -234,7 +234,7 @@ def _certificates(old: Config, new: Config) -> Iterator[str]:
         if before is None:
             yield f"{name}: {_source(site)}"
         elif before.tls != site.tls:
-            yield f"{name}: {_source(site)}, no longer {_source(before)}"
+            yield f"{name}: {_source(site)}; it was {_source(before).partition(',')[0]} before"
     if old.acme.directory != new.acme.directory and _by_acme(new.sites):
         yield f"renewals: by {new.acme.directory} from now on"
 
