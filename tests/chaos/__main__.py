@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(every):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(every)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends its servers
     kept = {}
     survived = True
     for name in options.names or CHAOS:

@@ -25,7 +25,7 @@ INTERNAL = "other.test"
 
 DUE = 85
 
-JUMPS = (2, 0, -2, 0, 10, 0, DUE, 0)
+JUMPS = (2, -2, 10, DUE, 0)
 """Days by which the server's clock is wrong, one after the other, while the CA's is right. Only the last but one make a
 renewal due; and what comes then is due at once, by that clock, so an order for each look would use up a CA's limits."""
 

@@ -48,8 +48,8 @@ class Scale:
 
 
 SHORT = Scale(
-    reloads=15, upgrades=2, kills=5, slow=100, patience=3, grace=5, calm=0.5, steps=1, tool=50,
-    requests=8_000, connections=1_200, websockets=120, rounds=4, growth=0.1, spare=128,
+    reloads=15, upgrades=2, kills=3, slow=100, patience=3, grace=5, calm=0.5, steps=1, tool=50,
+    requests=4_000, connections=800, websockets=60, rounds=4, growth=0.1, spare=128,
 )  # fmt: skip
 LONG = Scale(
     reloads=500, upgrades=50, kills=200, slow=5_000, patience=50, grace=2, calm=15, steps=50, tool=200,
