@@ -174,7 +174,8 @@ async def test_the_ca_is_told_to_look_when_all_who_answer_have_the_answer(
     monkeypatch.setattr(customer.board, "seen", seen)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(customer.obtain)
-        await hung.wait()
+        with trio.fail_after(5):
+            await hung.wait()
         assert customer.board._answers
         assert "challenge" not in [asked.resource for asked in ca.asked]
         have_it.set()

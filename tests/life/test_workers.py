@@ -257,6 +257,8 @@ async def test_a_second_signal_ends_all_workers_at_once(tmp_path: Path) -> None:
         workers = await pids(service)
         service.process.terminate()
         await service.heard("8 connections may finish within 3600 s")
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await service.get()
         service.process.terminate()
         for worker in workers:
             await gone(worker)
