@@ -62,6 +62,13 @@ def test_descriptors_of_the_process() -> None:
     assert said(PASSED, descriptors=21_024) == []
 
 
+def test_descriptors_of_workers_who_share_the_connections() -> None:
+    workers = SITE + "[process]\nworkers = 2\n"
+    assert said(workers, descriptors=11_024) == []
+    assert "takes up to 11024 descriptors in each worker" in one(workers, descriptors=11_023)
+    assert "fs.file-max=44096" in one(workers, file_max=20_000)
+
+
 def test_descriptors_that_no_process_may_have() -> None:
     sentence = one(PASSED + "[limits]\nconnections = 600000\n", file_max=None, local_ports=None, tracked=None)
     assert "no process may have more than 1048576: `sudo sysctl -w fs.nr_open=1201024`" in sentence

@@ -117,9 +117,10 @@ def shortcomings(config: Config, machine: Machine) -> list[str]:
 
 
 def _descriptors(config: Config, machine: Machine) -> Iterator[str]:
-    connections = config.limits.connections
-    wanted = descriptors_for(connections)
-    asks = f"limits.connections = {connections} takes up to {wanted} descriptors, two for each and some besides"
+    connections, workers = config.limits.connections, config.process.workers
+    wanted = descriptors_for(-(-connections // workers))
+    each = " in each worker" if workers > 1 else ""
+    asks = f"limits.connections = {connections} takes up to {wanted} descriptors{each}, two for each and some besides"
     if machine.nr_open is not None and machine.nr_open < wanted:
         yield f"{asks}, and no process may have more than {machine.nr_open}: {_sysctl('fs.nr_open', wanted)}"
     elif machine.descriptors is not None and machine.descriptors < wanted:
@@ -129,8 +130,9 @@ def _descriptors(config: Config, machine: Machine) -> Iterator[str]:
             f"LimitNOFILE=65536 in the one of install-service, or more by `systemctl edit trioproxy`. Without one: "
             f"`ulimit -Hn {wanted}` as root, or a line `* hard nofile {wanted}` in /etc/security/limits.conf"
         )
-    if machine.file_max is not None and machine.file_max < wanted:
-        yield f"{asks}, and all programs together may have {machine.file_max}: {_sysctl('fs.file-max', 2 * wanted)}"
+    together = wanted * workers
+    if machine.file_max is not None and machine.file_max < together:
+        yield f"{asks}, and all programs together may have {machine.file_max}: {_sysctl('fs.file-max', 2 * together)}"
 
 
 def _waiting(machine: Machine) -> Iterator[str]:
