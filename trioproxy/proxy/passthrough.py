@@ -11,10 +11,9 @@ import logging
 import math
 from time import perf_counter
 
-import attrs
 import trio
 
-from trioproxy.config.model import Passthrough, Timeouts
+from trioproxy.config.model import HostPort, Passthrough, Timeouts
 from trioproxy.errors import ConnectionLost, ConnectionShed, StreamTimeout, UpstreamError
 from trioproxy.net.listen import Peer
 from trioproxy.net.peek import refuse
@@ -44,10 +43,8 @@ async def serve_passthrough(
             entry.to, timeouts.connect, client=peer.host if entry.client_ip == "transparent" else ""
         )
     except UpstreamError as exc:
-        extra = {"site": entry.name}
-        log.warning("%s: the backend cannot be reached: %s (%s)", entry.name, exc, peer, extra=extra)
-        passage = Passage(peer.number, peer.host, entry.name, None, began, perf_counter())
-        ctx.witness.passage(attrs.evolve(passage, outcome=outcome(exc), reason=str(exc)))
+        log.warning("%s: the backend cannot be reached: %s (%s)", entry.name, exc, peer, extra={"site": entry.name})
+        _tell(ctx, peer, entry, None, began, (0, 0), outcome(exc), str(exc))
         await refuse(client, Alert.INTERNAL_ERROR)
         return
     ctx.witness.passing(peer.number, peer.host, entry.name, whom)
@@ -72,9 +69,22 @@ async def serve_passthrough(
         raise
     finally:
         backend.close()
-        up, down = client.carried, backend.carried
-        passage = Passage(peer.number, peer.host, entry.name, whom, began, perf_counter(), up, down, how, why)
-        ctx.witness.passage(passage)
+        _tell(ctx, peer, entry, whom, began, (client.carried, backend.carried), how, why)
+
+
+def _tell(  # apart, for what a frame can name takes room as long as it sleeps
+    ctx: ProxyContext,
+    peer: Peer,
+    entry: Passthrough,
+    whom: HostPort | None,
+    began: float,
+    carried: tuple[int, int],
+    how: str,
+    why: str,
+) -> None:
+    up, down = carried
+    passage = Passage(peer.number, peer.host, entry.name, whom, began, perf_counter(), up, down, how, why)
+    ctx.witness.passage(passage)
 
 
 def announcement(ctx: ProxyContext, client: Stream, peer: Peer, hello: ClientHello, entry: Passthrough) -> bytes:
