@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,15 +22,20 @@ class ChallengeBoard:
     def __init__(self) -> None:
         self._answers: dict[tuple[str, str], str] = {}
         self._in_tls: dict[str, bytes] = {}
+        self._shown: dict[str | bytes, set[str]] = {}  # by answer: who has got it
 
     @contextmanager
-    def present(self, name: str, token: str, key_authorization: str) -> Iterator[None]:
-        """Answer `token` for the host `name` with `key_authorization`, as long as the block runs."""
+    def present(self, name: str, token: str, key_authorization: str) -> Iterator[Set[str]]:
+        """Answer `token` for the host `name` with `key_authorization`, as long as the block runs.
+
+        It is given the addresses to which that is answered, a set that grows.
+        """
         if not TOKEN.fullmatch(token):
             raise ValueError(f"not a token of RFC 8555: {token!r}")
         self._answers[name, token] = key_authorization
         try:
-            yield
+            with self._watched(key_authorization) as shown:
+                yield shown
         finally:
             self._answers.pop((name, token), None)
 
@@ -41,11 +46,12 @@ class ChallengeBoard:
         return self._answers.get((name, path[len(HTTP01_PREFIX) :]))
 
     @contextmanager
-    def present_in_tls(self, name: str, pem: bytes) -> Iterator[None]:
-        """Answer tls-alpn-01 for the host `name` with `pem`, a certificate and its key, as long as the block runs."""
+    def present_in_tls(self, name: str, pem: bytes) -> Iterator[Set[str]]:
+        """Answer tls-alpn-01 for the host `name` with `pem`, a certificate and its key; otherwise as `present`."""
         self._in_tls[name] = pem
         try:
-            yield
+            with self._watched(pem) as shown:
+                yield shown
         finally:
             if self._in_tls.get(name) is pem:
                 del self._in_tls[name]
@@ -53,6 +59,30 @@ class ChallengeBoard:
     def answer_in_tls(self, name: str) -> bytes | None:
         """What to show a client that offers nothing but `acme-tls/1` (RFC 8737), PEM; None when nothing is live."""
         return self._in_tls.get(name)
+
+    def shown(self, answer: str | bytes, host: str) -> bool:
+        """Note who has got an answer.
+
+        Args:
+            answer: Of `answer` or `answer_in_tls`.
+            host: Its address.
+
+        Returns:
+            Whether whoever presents the answer is here, and tells of it; on a copy of the board nobody is.
+        """
+        if answer not in self._shown:
+            return False
+        self._shown[answer].add(host)
+        return True
+
+    @contextmanager
+    def _watched(self, answer: str | bytes) -> Iterator[Set[str]]:
+        shown: set[str] = set()
+        self._shown[answer] = shown
+        try:
+            yield shown
+        finally:
+            self._shown.pop(answer, None)
 
     # ---- where several processes answer -------------------------------------------------------------
 

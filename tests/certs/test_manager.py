@@ -52,6 +52,7 @@ async def test_a_site_without_a_certificate_gets_one_at_once(
     caplog.set_level(logging.INFO)
     w = world(tmp_path, acme_site(NAME))
     w.authority.issue = lambda name: bundle(name, not_before=NOW, not_after=NOW + 90 * DAY, serial=UNSPREAD)
+    w.authority.terms = "https://letsencrypt.org/terms.pdf"
     stand_in = w.serial(NAME)
     assert w.cell.current.awaiting == {NAME}
     await run_for(5, w)
@@ -64,7 +65,8 @@ async def test_a_site_without_a_certificate_gets_one_at_once(
     assert w.store.journal(NAME).read() is None
     until, renews = ((NOW + timedelta(days=days)).astimezone() for days in (90, 60))
     assert caplog.messages == [
-        f"{NAME}  temporary certificate (browsers warn) while I ask Let's Encrypt",
+        f"{NAME}  temporary certificate (browsers warn) while I ask Let's Encrypt;"
+        " terms: https://letsencrypt.org/terms.pdf",
         f"{NAME}  valid to {until.day} {until:%b}, renews about {renews.day} {renews:%b};"
         " new handshakes already get it",
     ]

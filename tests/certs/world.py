@@ -61,6 +61,7 @@ class Authority:
         broken: What comes of every order at a directory, as long as it is there.
         suggest: What is said about the renewal of a certificate.
         asked: When that was asked for.
+        terms: Where its terms of service are.
         most: The most orders that were under way at one time.
     """
 
@@ -72,6 +73,7 @@ class Authority:
         self.broken: dict[str, Callable[[], Exception]] = {}
         self.suggest: Callable[[x509.Certificate], Advice | None] = lambda _: None
         self.asked: list[datetime] = []
+        self.terms = ""
         self.seconds: dict[str, float] = {}
         self.errors: dict[str, list[Exception]] = {}
         self.issue: Callable[[str], Bundle] = self.issue_for_90_days
@@ -123,6 +125,10 @@ class FakeClient(AcmeClient):
     def __init__(self, settings: Acme, authority: Authority, store: Store) -> None:
         super().__init__(settings, HttpClient(None, Reaper()), store.accounts)
         self._authority = authority
+
+    async def terms(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return self._authority.terms
 
     async def renewal_info(self, chain_pem: bytes) -> Advice | None:
         await trio.lowlevel.checkpoint()

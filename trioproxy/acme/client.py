@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 
 import attrs
+import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -15,7 +16,7 @@ from trioproxy.acme import ari, signing
 from trioproxy.acme.account import Account, AccountKeeper, Membership, Report
 from trioproxy.acme.ari import Advice
 from trioproxy.acme.gate import Gate
-from trioproxy.acme.problems import AcmeProblem, AcmeProtocolError
+from trioproxy.acme.problems import AcmeProblem, AcmeProtocolError, plain
 from trioproxy.acme.protocol import Authorization, Challenge, Directory, Order
 from trioproxy.acme.session import Session
 from trioproxy.config.model import Acme
@@ -23,6 +24,9 @@ from trioproxy.errors import AcmeError
 from trioproxy.net.http_client import HttpClient
 
 __all__ = ["Account", "AccountKeeper", "AcmeClient", "Chain", "Report"]
+
+GLANCE = 2.0
+"""Seconds for what only makes a message better."""
 
 
 @attrs.frozen
@@ -61,6 +65,15 @@ class AcmeClient:
     async def directory(self) -> Directory:
         """What the CA offers."""
         return await self._session.directory()
+
+    async def terms(self) -> str:
+        """Where the CA's terms of service are; "" where there are none, or it cannot be asked quickly."""
+        with trio.move_on_after(GLANCE):
+            try:
+                return plain((await self._session.directory()).terms_of_service)
+            except AcmeError:
+                return ""
+        return ""
 
     # ---- the account ------------------------------------------------------------------------------------
 

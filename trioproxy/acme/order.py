@@ -15,7 +15,7 @@ taken out of the journal. One that succeeded stays in it: the caller clears the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
@@ -357,7 +357,7 @@ class _Issuance:
     async def _answer(self, url: str, challenge: Challenge) -> Authorization:
         """Keep the answer to a challenge in place until the CA has made up its mind."""
         pauses = Pauses(self.deadline)
-        with self._present(challenge):
+        with self._present(challenge) as shown:
             await self.board.seen()
             if challenge.status == "pending":  # else it was asked before a crash
                 self.report("the answer to the CA's challenge is in place; asking the CA to look")
@@ -365,10 +365,15 @@ class _Issuance:
             while True:
                 authorization, wait = await self._persist(partial(self.client.authorization, url))
                 if authorization.status != "pending":
-                    return authorization
+                    break
                 await pauses.pause(wait)
+        if shown:
+            port = 443 if challenge.type == TLSALPN01 else 80
+            who = "1 address" if len(shown) == 1 else f"{len(shown)} addresses"
+            log.info("%s  port %d: challenge fetched from %s, answered", self.name, port, who)
+        return authorization
 
-    def _present(self, challenge: Challenge) -> AbstractContextManager[None]:
+    def _present(self, challenge: Challenge) -> AbstractContextManager[Set[str]]:
         answer = self.client.key_authorization(challenge.token)
         if challenge.type == TLSALPN01:
             return self.board.present_in_tls(self.name, proof_in_tls(self.name, answer))

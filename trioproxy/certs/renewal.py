@@ -167,8 +167,8 @@ class Renewals:
     async def _renew(self, site: Site, known: Known, whom: list[Acme], report: Report, *, force: bool) -> Outcome:
         """Order a certificate, keep it and serve it. TrioproxyError says why not; the old one is served then."""
         name = site.name
-        self._announce(name, known, authority(whom[0].directory))
         first = known.leaf is None and known.trouble is None
+        await self._announce(name, known, whom[0], first=first)
         order = partial(self._obtain, site, known, whom, report, force)
         bundle, issued = await self._aftercare.beside_first(name, report, order, first=first)
         await self._store.save(name, bundle)
@@ -330,8 +330,10 @@ class Renewals:
 
     # ---- words --------------------------------------------------------------------------------------
 
-    def _announce(self, name: str, known: Known, ca: str) -> None:
-        snapshot = self._cell.current
+    async def _announce(self, name: str, known: Known, acme: Acme, *, first: bool) -> None:
+        snapshot, ca = self._cell.current, authority(acme.directory)
+        if first and (terms := await self._authorities.client(acme).terms()):
+            ca += f"; terms: {terms}"
         if known.leaf is not None:
             until, now = known.leaf.not_after, self._clock()
             is_so = "valid to" if until > now else "expired on"

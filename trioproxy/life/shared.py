@@ -37,18 +37,18 @@ class SharedBoard(ChallengeBoard):
         self.settled: Callable[[], Awaitable[None]] = _nobody_to_wait_for
 
     @contextmanager
-    def present(self, name: str, token: str, key_authorization: str) -> Iterator[None]:
+    def present(self, name: str, token: str, key_authorization: str) -> Iterator[Set[str]]:
         """See `ChallengeBoard`."""
-        with self._telling(), super().present(name, token, key_authorization):
+        with self._telling(), super().present(name, token, key_authorization) as shown:
             self.changed()
-            yield
+            yield shown
 
     @contextmanager
-    def present_in_tls(self, name: str, pem: bytes) -> Iterator[None]:
+    def present_in_tls(self, name: str, pem: bytes) -> Iterator[Set[str]]:
         """See `ChallengeBoard`."""
-        with self._telling(), super().present_in_tls(name, pem):
+        with self._telling(), super().present_in_tls(name, pem) as shown:
             self.changed()
-            yield
+            yield shown
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

@@ -43,7 +43,7 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[N
         hello = await peek_client_hello(stream)
         entry, by_default = _entry_for(snapshot, hello)
         if (pem := proof.asked_for(ctx, hello, entry)) is not None:
-            return proof.show(stream, peer, hello.server_name or "", pem)
+            return proof.show(ctx.board, stream, peer, hello.server_name or "", pem)
         if not permitted(ctx, entry, peer):
             raise AccessDenied(f"{hello.server_name or entry.name} is not open to this client")
     except SilentPeer:

@@ -53,7 +53,9 @@ async def answer_plain(ctx: ProxyContext, visit: Visit, request: RequestHead, cl
     name = requested_name(request.authority)
     if name is not None and (answer := ctx.board.answer(name, _path(request))) is not None:
         client.record.name = name
-        log.info("%s: challenge answered to %s", name, visit.client(request))
+        asker = visit.client(request)
+        if not ctx.board.shown(answer, asker.host):
+            log.info("%s  port 80: challenge answered to %s", name, asker)
         client.answer(200, [(b"content-type", b"application/octet-stream")], answer.encode())
         return
 

@@ -6,6 +6,7 @@ import functools
 import logging
 import ssl
 
+from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import Site
 from trioproxy.errors import ConnectionLost
 from trioproxy.net.credentials import load_pem
@@ -31,10 +32,11 @@ def asked_for(ctx: ProxyContext, hello: ClientHello, entry: Entry) -> bytes | No
     return ctx.board.answer_in_tls(hello.server_name)
 
 
-async def show(stream: Stream, peer: Peer, name: str, pem: bytes) -> None:
+async def show(board: ChallengeBoard, stream: Stream, peer: Peer, name: str, pem: bytes) -> None:
     """Do the handshake, which is all there is to it. Raises StreamError or CertificateError.
 
     Args:
+        board: Where the proof hangs.
         stream: A connection whose ClientHello is unread, with a deadline. The caller closes it.
         peer: The CA.
         name: What it asks about.
@@ -43,7 +45,8 @@ async def show(stream: Stream, peer: Peer, name: str, pem: bytes) -> None:
     await stream.start_tls_server(_context(pem))
     if stream.alpn() != PROTOCOL:  # RFC 8737 section 3: without it the proof proves nothing
         raise ConnectionLost(f"{PROTOCOL} was offered and then not spoken")
-    log.info("%s  port 443: challenge answered to %s", name, peer.host)
+    if not board.shown(pem, peer.host):
+        log.info("%s  port 443: challenge answered to %s", name, peer.host)
     stream.send_eof()
     await stream.drain()
 
