@@ -33,6 +33,9 @@ WARM = 0.3
 AT_ONCE = 400
 """Connections that come in one moment."""
 
+HELLO = "30s"
+"""Its limit for a handshake: on a machine that has much else to do, hundreds in one moment take seconds."""
+
 TALKERS = 16
 """WebSockets at any time."""
 
@@ -207,6 +210,7 @@ async def serving(folder: Path) -> AsyncIterator[Served]:
             await listening(there)
         text = configuration(folder, cloud=plain) + f'"/socket" = "http://{LOOPBACK}:{port}"\nhttp = "serve"\n'
         text += f'[passthrough]\n"{PASSED}" = "{LOOPBACK}:{tls}"\n'
+        text = text.replace("[timeouts]\n", f'[timeouts]\nhello = "{HELLO}"\n')
         async with served(folder, text) as service:
             yield service
         nursery.cancel_scope.cancel()
