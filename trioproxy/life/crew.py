@@ -191,8 +191,8 @@ class Crew:
         try:
             await self._begin(worker)
             await self._tidings.bring(worker)
+            worker.accepting = True  # from here on it is waited for, whatever is published
             await worker.ask("accept")
-            worker.accepting = True
             log.info("%s serves", worker)
             seat.served.set()
             await self._seats.relieve(seat)
