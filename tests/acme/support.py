@@ -36,6 +36,7 @@ class MemoryAccounts:
         self.kept: dict[AccountId, Account] = {}
         self.history: list[Account] = []
         self.on_write: Callable[[], None] = lambda: None
+        self._locks: dict[AccountId, trio.Lock] = {}
 
     def read(self, account: AccountId) -> Account | None:
         return self.kept.get(account)
@@ -45,6 +46,11 @@ class MemoryAccounts:
         self.kept[account] = kept
         self.history.append(kept)
         self.on_write()
+
+    @asynccontextmanager
+    async def lock(self, account: AccountId) -> AsyncIterator[None]:
+        async with self._locks.setdefault(account, trio.Lock()):
+            yield
 
     @property
     def only(self) -> Account:

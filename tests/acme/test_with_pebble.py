@@ -21,10 +21,14 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from tests.acme.support import Customer, Port80, port80
 from tests.pebble import Pebble, needs_pebble, running_pebble
 from trioproxy.acme.certificate import new_key, top_issuer, type_of
+from trioproxy.acme.client import Account, AcmeClient
 from trioproxy.acme.order import Issued, OrderFailed
 from trioproxy.acme.signing import new_account_key
+from trioproxy.certs.store import Store as Keeper
 from trioproxy.config.model import AccountId, Acme, Eab, KeyType
 from trioproxy.errors import AcmeError
+from trioproxy.net.http_client import HttpClient
+from trioproxy.net.sock import Reaper
 
 pytestmark = needs_pebble
 
@@ -317,6 +321,33 @@ async def test_after_a_crash_the_ca_is_asked_which_key_it_knows(customer: Custom
     await customer.journal.clear()
     await verify(await customer.obtain(), "cloud.test", ca)
     assert customer.accounts.only == rolled
+
+
+async def test_several_processes_open_one_account_and_go_on_with_the_key_that_one_of_them_changed(
+    ca: Pebble, web: Port80, tmp_path: Path
+) -> None:
+    settings, store = Acme(directory=ca.directory, ca_file=ca.ca_file), Keeper(tmp_path / "store")
+    said: list[str] = []
+    one, two = (AcmeClient(settings, HttpClient(ca.ca_file, Reaper()), store.accounts) for _ in range(2))
+    async with trio.open_nursery() as nursery:
+        for client in (one, two):
+            nursery.start_soon(client.register, said.append)
+    assert one.account_url == two.account_url
+    assert len(said) == 1, "who comes second finds the account"
+    await two.roll_over(said.append)
+    await one.register(said.append)
+    await one.new_order("cloud.test")
+    await one.roll_over(said.append)
+    await two.register(said.append)
+    await two.new_order("home.test")
+    one.close()
+    two.close()
+
+
+async def test_an_account_whose_key_is_damaged_is_replaced(customer: Customer, ca: Pebble) -> None:
+    await customer.accounts.write(AccountId(ca.directory), Account(b"no key", "https://ca.test/account/1", ""))
+    await verify(await customer.obtain(), "cloud.test", ca)
+    assert customer.accounts.only.key_pem != b"no key"
 
 
 @pytest.mark.parametrize("reason", ["unspecified", "keyCompromise", "superseded"])

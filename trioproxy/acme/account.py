@@ -5,7 +5,8 @@ account, never an account whose key is lost. An account that the CA no longer kn
 
 A key is replaced in three steps, and each is on disk before the next: the new key is stored beside the old one; the CA
 is told; the new one takes the old one's place. Whoever finds both keys, after a crash or an answer that was lost, asks
-the CA which one it knows (`onlyReturnExisting`) and keeps that.
+the CA which one it knows (`onlyReturnExisting`) and keeps that. Several processes may use one account, so what is on
+disk counts, and one at a time opens it or changes its key.
 
 Accounts that are bound to a customer of the CA (EAB) are kept apart from the one that is not, and from each other: a
 changed key id is another customer, and so another account.
@@ -13,7 +14,9 @@ changed key id is another customer, and so another account.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import attrs
@@ -25,6 +28,8 @@ from trioproxy.acme.session import Reply, Session
 from trioproxy.acme.signing import AccountKey
 from trioproxy.config.model import AccountId, Acme
 from trioproxy.errors import AcmeError
+
+log = logging.getLogger("trioproxy.acme")
 
 Report = Callable[[str], None]
 """Takes a line of progress for a person."""
@@ -57,6 +62,9 @@ class AccountKeeper(Protocol):
     async def write(self, account: AccountId, kept: Account) -> None:
         """Keep it, in place of what was there; it has to be on disk when this returns."""
 
+    def lock(self, account: AccountId) -> AbstractAsyncContextManager[None]:
+        """Have it alone, among all processes, as long as the block runs."""
+
 
 class Membership:
     """Our account at one CA. `ensure` comes first; the methods raise as those of `Session`, and StoreError."""
@@ -86,13 +94,20 @@ class Membership:
     async def ensure(self, report: Report) -> None:
         """Make sure of an account: the one that is kept, with the email address as it is today, or a new one."""
         async with self._opening:
-            account = self._account or self._keeper.read(self._settings.account)
-            if account is None:
-                account = await self._keep(Account(signing.new_account_key(), "", self._settings.email))
-            if account.url and account.next_key_pem:
-                account = await self._settle(account)
-            self._use(account if account.url else await self._open(account, report))
+            account = self._kept()
+            if account is None or not account.url or account.next_key_pem:
+                async with self._keeper.lock(self._settings.account):
+                    account = await self._ready(self._kept(), report)
+            self._use(account)
         await self._update_contact(report)
+
+    async def _ready(self, account: Account | None, report: Report) -> Account:
+        """An account with an address and one key, of whatever was kept; hold its lock."""
+        if account is None:
+            account = await self._keep(Account(signing.new_account_key(), "", self._settings.email))
+        if account.url and account.next_key_pem:
+            account = await self._settle(account)
+        return account if account.url else await self._open(account, report)
 
     async def post(self, url: str, payload: bytes, doing: str) -> Reply:
         """Sign for the account and send; one that the CA no longer knows is opened anew, once."""
@@ -163,8 +178,8 @@ class Membership:
             AcmeError: the CA did not take it, or did not say whether it did. In that case both keys are kept, and the
                 next `ensure` finds out.
         """
-        async with self._opening:
-            directory, account = await self._session.directory(), self.account
+        async with self._opening, self._keeper.lock(self._settings.account):
+            directory, account = await self._session.directory(), self._kept() or self.account
             if not directory.key_change:
                 raise AcmeError(f"the CA at {self._session.url} has no way to change an account's key", "refused")
             account = await self._keep(attrs.evolve(account, next_key_pem=signing.new_account_key()))
@@ -202,6 +217,18 @@ class Membership:
         return await self._keep(attrs.evolve(account, key_pem=known, next_key_pem=b""))
 
     # ---- keeping ----------------------------------------------------------------------------------------
+
+    def _kept(self) -> Account | None:
+        """What is on disk, for another process may have replaced the key; else what was known last."""
+        account = self._keeper.read(self._settings.account)
+        if account is None or account == self._account:
+            return self._account
+        try:
+            AccountKey(account.key_pem)
+        except AcmeError as exc:
+            log.error("%s: %s; another account is opened", self._session.url, exc)
+            return self._account
+        return account
 
     async def _keep(self, account: Account) -> Account:
         await self._keeper.write(self._settings.account, account)

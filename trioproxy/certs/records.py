@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,7 +216,7 @@ class OrderJournal:
 def _order_url(line: bytes) -> str:
     try:
         return str(json.loads(line)["order_url"])
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, RecursionError, TypeError, ValueError):
         return ""
 
 
@@ -250,6 +251,11 @@ class Accounts:
         if kept.next_key_pem:
             values["next_key_pem"] = kept.next_key_pem.decode("ascii")
         await trio.to_thread.run_sync(self._store.write_json, self._path(account), values)
+
+    def lock(self, account: AccountId) -> AbstractAsyncContextManager[None]:
+        """Have it alone, among all processes, as long as the block runs. Raises StoreError."""
+        name = self._path(account).with_suffix(".lock").name
+        return files.locked(self._store.folder("locks") / f"_{name}", self._store.owner())
 
     def _path(self, account: AccountId) -> Path:
         directory = account.directory
