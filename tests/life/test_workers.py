@@ -27,8 +27,8 @@ WORKERS = "[process]\nworkers = 2\n"
 BACK_WITHIN = 1.0
 """Seconds without a worker's share after it was killed."""
 
-MANY = 24
-"""Connections of which the kernel gives some to each of two workers: all to one happens once in eight million times."""
+MANY = 20
+"""Connections of which the kernel gives some to each of two workers: all to one happens once in half a million times."""
 
 
 def text(folder: Path, *, drain: str = "5s", **ports: int) -> str:
@@ -107,7 +107,7 @@ async def test_the_share_of_a_killed_worker_is_back_within_a_second(tmp_path: Pa
     """However long the start of another one takes."""
     slow = tmp_path / "slow"
     (tmp_path / "sitecustomize.py").write_text(
-        f"import os, time\nif 'TRIOPROXY_WORKER' in os.environ and os.path.exists({str(slow)!r}):\n    time.sleep(3)\n"
+        f"import os, time\nif 'TRIOPROXY_WORKER' in os.environ and os.path.exists({str(slow)!r}):\n    time.sleep(2)\n"
     )
     environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     async with (
@@ -135,11 +135,11 @@ async def test_killing_a_worker_under_load_costs_no_connection_but_its_own(tmp_p
         served(tmp_path, text(tmp_path, cloud=port)) as service,
         load(service, 4, lambda body: body == b"hello") as result,
     ):
-        for _ in range(3):
+        for slot in range(2):
             answered = result.answered
-            os.kill((await staffed(service))[0], signal.SIGKILL)
+            os.kill((await staffed(service))[slot], signal.SIGKILL)
             await answers(result, answered + 20)
-        assert len(result.failed) <= 3 * 4, "each of four visitors can have been with it when it was killed"
+        assert len(result.failed) <= 2 * 4, "each of four visitors can have been with it when it was killed"
 
 
 async def test_what_waits_in_a_dead_workers_queue_is_served(tmp_path: Path) -> None:
