@@ -28,7 +28,7 @@ BACK_WITHIN = 1.0
 """Seconds without a worker's share after it was killed."""
 
 MANY = 20
-"""Connections of which the kernel gives some to each of two workers: all to one happens once in half a million times."""
+"""Connections of which the kernel gives some to each of two workers: all to one happens once in half a million."""
 
 
 def text(folder: Path, *, drain: str = "5s", **ports: int) -> str:
