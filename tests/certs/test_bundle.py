@@ -40,6 +40,7 @@ def test_what_a_certificate_says() -> None:
         (subject("Test", ""), "Test"),
         (x509.Name([x509.NameAttribute(x509.NameOID.COUNTRY_NAME, "DE")]), "C=DE"),
         (x509.Name([]), "nobody"),
+        (subject("", "R\x1b[2J\n13"), "R [2J 13"),
     ],
 )
 def test_the_issuer_in_words(issuer: x509.Name, text: str) -> None:

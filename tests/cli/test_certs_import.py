@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import stat
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -265,6 +266,33 @@ def test_every_other_result(folder: Path, ca: Authority) -> None:
         "7.pem": "unreadable",
     }
     assert not (folder / "store").exists()
+
+
+def self_signed(names: Sequence[str], common_name: str) -> tuple[bytes, bytes]:
+    """A key and its certificate, as every machine makes one for itself."""
+    key, name = new_key(), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+    builder = _builder(name, name, key, 3000)
+    builder = builder.add_extension(x509.SubjectAlternativeName(list(map(x509.DNSName, names))), critical=False)
+    return key_pem(key), builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def test_what_nobody_has_signed_does_not_keep_a_site_from_its_certificate(folder: Path, ca: Authority) -> None:
+    put(folder / "old" / "snakeoil.pem", *self_signed([NAME], "debian"))
+    done = certs("import", "old", "--json")
+    assert (done.exit_code, results(done)) == (0, [(NAME, "self-signed")])
+    assert not (folder / "store").exists()
+    put(folder / "old" / "real.pem", *ca.issue(NAME, days=5))
+    assert results(certs("import", "old", "--json")) == [(NAME, "imported"), (NAME, "self-signed")]
+
+
+def test_names_of_files_and_certificates_cannot_command_a_terminal(folder: Path) -> None:
+    strange = os.fsdecode(b"\xff\x1b[31m.pem")
+    put(folder / "old" / strange, *self_signed([NAME, "x\x1b[2J.test"], "CN\x1b[2J")).chmod(0o644)
+    done = certs("import", "old")
+    assert done.exit_code == 0
+    assert "\x1b" not in done.output
+    assert "\N{REPLACEMENT CHARACTER}[31m.pem" in done.output
+    assert done.output.encode("utf-8")
 
 
 def test_what_is_merely_old_is_no_trouble(folder: Path, ca: Authority) -> None:

@@ -15,6 +15,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
+from trioproxy.acme.problems import plain
 from trioproxy.errors import CertificateError
 
 # RFC 7468. Text around the blocks is commentary (section 2), and OpenSSL writes EC PARAMETERS beside some keys.
@@ -143,7 +144,7 @@ def _spki(certificate: x509.Certificate) -> bytes:
 def _facts(certificate: x509.Certificate) -> Leaf:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        hosts = tuple(name.lower() for name in names.value.get_values_for_type(x509.DNSName))
+        hosts = tuple(plain(name.lower()) for name in names.value.get_values_for_type(x509.DNSName))
     except x509.ExtensionNotFound:  # no client of today looks at the common name instead (RFC 9525 section 2)
         hosts = ()
     except ValueError as exc:
@@ -165,7 +166,7 @@ def _issuer(issuer: x509.Name) -> str:
     )
     if organisation in common_name:
         organisation = ""
-    return ", ".join(filter(None, (organisation, common_name))) or issuer.rfc4514_string() or "nobody"
+    return plain(", ".join(filter(None, (organisation, common_name))) or issuer.rfc4514_string() or "nobody")
 
 
 def _first_line(exc: Exception) -> str:

@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from trioproxy.acme.problems import plain
 from trioproxy.certs.bundle import Bundle, pem_blocks
 from trioproxy.errors import CertificateError
 
@@ -66,6 +67,7 @@ class Candidate:
         names: Its names.
         bundle: Key and chain; None where there is no key for it.
         problem: The result for want of a key, "" where there is one.
+        self_signed: Whether no CA has signed it, so that browsers warn of it.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class Candidate:
     bundle: Bundle | None
     problem: Lack | Literal[""] = ""
     detail: str = ""
+    self_signed: bool = False
 
     def matches(self, name: str) -> bool:
         """Whether it is good for `name`."""
@@ -224,6 +227,7 @@ def _candidate(
         bundle,
         problem,
         detail,
+        _issued(leaf, leaf),
     )
 
 
@@ -276,4 +280,4 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except (x509.ExtensionNotFound, ValueError):
         return ()
-    return tuple(name.lower() for name in names.value.get_values_for_type(x509.DNSName))
+    return tuple(plain(name.lower()) for name in names.value.get_values_for_type(x509.DNSName))

@@ -28,6 +28,7 @@ Result = Literal[
     "covers nothing configured",
     "expired",
     "not valid yet",
+    "self-signed",
     "key missing",
     "key does not match",
     "encrypted key",
@@ -91,6 +92,8 @@ def judge(found: Found, sites: Iterable[str], now: datetime) -> tuple[list[Row],
         for name in covered:
             if candidate.not_after <= now:
                 rows.append(row_of(candidate, name, "expired"))
+            elif candidate.self_signed:
+                rows.append(row_of(candidate, name, "self-signed", "browsers warn of it; a CA is asked for another"))
             elif candidate.problem:
                 rows.append(row_of(candidate, name, candidate.problem, candidate.detail))
             elif candidate.not_before > now:

@@ -18,7 +18,7 @@ from trioproxy.certs.foreign import read_folder
 from trioproxy.certs.importing import Row, judge, take_over
 from trioproxy.certs.store import Store
 from trioproxy.cli.common import json_option, load_config
-from trioproxy.cli.tables import print_table
+from trioproxy.cli.tables import print_table, shown
 from trioproxy.config.model import Config
 from trioproxy.control import NoServer, ask
 from trioproxy.errors import ControlError
@@ -77,7 +77,7 @@ def _print(folder: Path, rows: list[Row], warnings: tuple[str, ...], served: dic
     for name, words in served.items():
         click.echo(f"\n{name}: {words}")
     for warning in warnings:
-        click.echo(f"\nwarning: {warning}")
+        click.echo(shown(f"\nwarning: {warning}"))
 
 
 def _cells(folder: Path, row: Row) -> tuple[str, ...]:

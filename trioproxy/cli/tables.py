@@ -19,8 +19,13 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(title, overflow="fold")
     for row in rows:
         # As Text, because a name or path may look like rich's markup or one of its emoji.
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(shown(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
         console.width = console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum
     console.print(table)
+
+
+def shown(text: str) -> str:
+    """`text` without what a terminal obeys or cannot show; names of files may hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
