@@ -52,7 +52,7 @@ SHORT = Scale(
     requests=4_000, connections=800, websockets=60, rounds=4, growth=0.1, spare=128,
 )  # fmt: skip
 LONG = Scale(
-    reloads=500, upgrades=50, kills=200, slow=5_000, patience=120, grace=2, calm=15, steps=50, tool=200,
+    reloads=500, upgrades=50, kills=200, slow=5_000, patience=60, grace=2, calm=15, steps=50, tool=200,
     requests=1_000_000, connections=200_000, websockets=20_000, rounds=20, growth=0.01, spare=0,
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from tests.chaos.rows import Row, Scale
 from tests.chaos.slow_clients import KINDS
 from tests.life.served import NAME, PATIENCE, ROOT, Served, configuration, served
 from tests.proxy.stage import HELLO, Caller, Recording, backend, read_until
+from trioproxy.net.listen import DEFER_SECONDS
 
 SLOW = "slow.test"
 """The site that slow clients visit; the good ones visit `NAME`."""
