@@ -284,7 +284,7 @@ async def test_accounts_are_bound_to_customers_and_kept_apart(web: Port80, tmp_p
             await unbound.obtain()
         assert caught.value.failure == "account"
         for key_id, secret in (("kid-1", OTHER_SECRET), ("kid-3", SECRET)):
-            with pytest.raises(OrderFailed, match="refused to open an account") as caught:
+            with pytest.raises(OrderFailed, match=r"refused to open an account with acme\.eab \(compare") as caught:
                 await customer_of(ca, web, key_id, secret).obtain()
             assert caught.value.failure == "account"
             assert secret not in str(caught.value)

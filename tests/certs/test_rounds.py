@@ -113,6 +113,21 @@ async def test_whoever_names_another_ca_after_a_failure_need_not_wait(
     assert w.serial(NAME) == w.newest(NAME)
 
 
+@pytest.mark.parametrize(("kind", "minutes"), [("account", [0, 1, 11, 20]), ("unreachable", [0, 1, 11])])
+async def test_what_an_account_was_refused_for_may_be_mended_by_a_reload(
+    kind: AcmeFailure, minutes: list[float], tmp_path: Path, autojump_clock: Jumping
+) -> None:
+    w = quick(tmp_path, Acme(directory=FIRST))
+    w.authority.broken = {FIRST: failing(kind)}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(w.manager.run)
+        await trio.sleep(1200)
+        w.reload(config(tmp_path, acme_site(NAME), acme=Acme(directory=FIRST, email="right@example.com")))
+        await trio.sleep(300)
+        nursery.cancel_scope.cancel()
+    assert [minute for minute, _ in asked(w)] == minutes
+
+
 @pytest.mark.parametrize("kind", ["validation", "dns"])
 async def test_another_ca_would_see_the_same_so_the_ladder_stays(
     kind: AcmeFailure, tmp_path: Path, autojump_clock: Jumping

@@ -139,9 +139,12 @@ class Membership:
         try:
             reply = await self._session.post(directory.new_account, payload, key, "", "to open an account")
         except AcmeProblem as exc:
-            if exc.problem.kind in ("unauthorized", "malformed"):  # no other names it knows for a wrong binding
-                raise AcmeProblem("to open an account", exc.problem, "account") from exc
-            raise
+            if exc.problem.kind not in ("unauthorized", "malformed"):  # no other names it knows for a wrong binding
+                raise
+            doing = "to open an account"
+            if binding is not None:
+                doing += " with acme.eab (compare its key id and HMAC key with what the CA shows you)"
+            raise AcmeProblem(doing, exc.problem, "account") from exc
         if not reply.location:
             raise AcmeProtocolError("the CA opened an account and did not say where")
         # Section 7.3.1: 200 means that the key had an account already, and then the contact it knows is the old one.

@@ -144,6 +144,7 @@ class Manager:
     def wake(self) -> None:
         """Look at the configuration and the store again: called after a reload."""
         self._seen = self._ready_for = None
+        self._work.reconsider()
         self._watch.wake()
         self._hurry()
 

@@ -126,6 +126,18 @@ class Renewals:
         except StoreError as exc:
             self.known[site.name] = Known(problem=str(exc))
 
+    def reconsider(self) -> None:
+        """The configuration has been read again: what an account was refused for may have been mended there."""
+        for name, known in self.known.items():
+            trouble = known.trouble
+            if trouble is not None and any(each.failure == "account" for each in trouble.at):
+                at = tuple(
+                    attrs.evolve(each, next_attempt=each.failed_at) if each.failure == "account" else each
+                    for each in trouble.at
+                )
+                mended = attrs.evolve(trouble, next_attempt=trouble.failed_at, rate_limited=False, at=at)
+                self.known[name] = attrs.evolve(known, trouble=mended)
+
     async def attend(self, name: str, report: Report, *, force: bool = False, wished: bool = False) -> Outcome:
         """Renew the certificate of `name` if that is due. Only one at a time for each name.
 
