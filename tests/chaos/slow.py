@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -140,11 +140,12 @@ async def crowd(service: Served, scale: Scale) -> AsyncIterator[AsyncIterator[di
     command = [sys.executable, "-m", "tests.chaos.slow_clients", *arguments]
     async with trio.open_nursery() as nursery:
         process = await nursery.start(functools.partial(trio.run_process, command, cwd=ROOT, stdout=subprocess.PIPE))
-        yield said(process.stdout)
+        async with aclosing(said(process.stdout)) as told:
+            yield told
         await process.wait()
 
 
-async def said(stream: trio.abc.ReceiveStream) -> AsyncIterator[dict[str, float]]:
+async def said(stream: trio.abc.ReceiveStream) -> AsyncGenerator[dict[str, float], None]:
     """Lines of JSON."""
     rest = b""
     async for data in stream:
