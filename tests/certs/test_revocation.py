@@ -23,7 +23,7 @@ from trioproxy.certs.store import Store
 from trioproxy.certs.wishes import handlers
 from trioproxy.challenges import ChallengeBoard
 from trioproxy.config.model import AccountId, Acme, Site
-from trioproxy.errors import AcmeError, ControlError
+from trioproxy.errors import AcmeError, ControlError, StoreError
 from trioproxy.net.http_client import HttpClient
 from trioproxy.net.sock import Reaper
 from trioproxy.snapshot import Cell
@@ -116,6 +116,27 @@ async def test_what_is_not_replaced_yet_goes_on_being_served_and_stays_due(
     (outcome,) = await other.manager.renew([NAME], False, other.said.append)
     assert outcome.result == "renewed"
     assert other.stored() != first
+
+
+async def test_on_a_full_disk_what_is_revoked_is_not_forgotten(
+    ca: ScriptedCA, one: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("no space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Store, "write", full)
+        outcome = await one.manager.revoke(NAME, "superseded", one.said.append)
+        assert outcome.result == "failed"
+        assert len(ca.revoked) == 1
+        (outcome,) = await one.manager.renew([NAME], False, one.said.append)
+        assert (outcome.result, len(ca.orders)) == ("failed", 1), "no order whose key could not be kept"
+        (status,) = [status for status in one.manager.listing() if status.name == NAME]
+        assert (status.why, status.needs_a_person) == ("it has been revoked (superseded)", True)
+    (outcome,) = await one.manager.renew([NAME], False, one.said.append)
+    assert outcome.result == "renewed"
+    (status,) = [status for status in one.manager.listing() if status.name == NAME]
+    assert (status.state, status.needs_a_person) == ("good", False)
 
 
 async def test_a_revocation_that_is_refused_changes_nothing(ca: ScriptedCA, one: Live) -> None:

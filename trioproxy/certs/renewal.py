@@ -106,6 +106,8 @@ class Renewals:
         if leaf is None and site.name not in self._cell.current.awaiting:
             self._cell.update(lambda s: attrs.evolve(s, awaiting=s.awaiting | {site.name}))
         where = None if leaf is None else self._store.origin(site.name, leaf)
+        if before is not None and before.leaf == leaf and before.revoked:
+            where = before.where  # it may be that this, too, could not be written down
         suggestion = None if leaf is None else self._store.suggestion(site.name, leaf)
         paced = before.paced if before else None
         known = self.known[site.name] = Known(leaf, trouble, problem, where, suggestion, paced)
@@ -253,7 +255,9 @@ class Renewals:
             if where is None:
                 settings = self._authorities.configured[0]
                 where = Provenance(bundle.leaf.serial, Origin(settings.account, "", ""))
-            await self._note_origin(name, attrs.evolve(where, revoked=reason))
+            where = attrs.evolve(where, revoked=reason)
+            self.known[name] = attrs.evolve(self.known.get(name) or Known(), leaf=bundle.leaf, where=where)
+            await self._note_origin(name, where)
 
     def _publish(self, site: Site, bundle: Bundle) -> None:
         """Let handshakes from now on get `bundle`, unless a reload has given the site other certificates meanwhile.
