@@ -1,19 +1,23 @@
 """`[acme] on_renew`: a command of the user's, run when a certificate has been replaced.
 
-The command is a child in a session of its own. It has a deadline; when that is over, or when trioproxy ends, its whole
-process group is told to end and soon made to. It learns what is new from its environment, gets nothing on standard
-input, and what it prints goes to the log. Where root works on a store that belongs to somebody else, it runs as that
-user.
+The command is a child in a session of its own, with none of our capabilities. It has a deadline; when that is over, or
+when trioproxy ends, its whole process group is told to end and soon made to. It learns what is new from its
+environment, gets nothing on standard input, and what it prints goes to the log. Where root works on a store that
+belongs to somebody else, it runs as that user.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -74,7 +78,7 @@ async def run(name: str, command: Sequence[str], told: Mapping[str, str], owner:
     """
     try:
         process = await trio.lowlevel.open_process(
-            command,
+            _unprivileged(command, told.get("PATH")),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -100,6 +104,21 @@ async def run(name: str, command: Sequence[str], told: Mapping[str, str], owner:
     if process.returncode:
         return f"{command[0]} {_how(process.returncode)}{output.last}"
     return ""
+
+
+def _unprivileged(command: Sequence[str], path: str | None) -> list[str]:
+    """`command` without our capabilities: those that a later reload needs would be its own, too.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+    """
+    kept = re.search(r"^CapAmb:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    setpriv = shutil.which("setpriv")
+    if kept is None or not int(kept[1], 16) or setpriv is None:
+        return list(command)
+    if shutil.which(command[0], path=path) is None:  # setpriv would say that in words of its own
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+    return [setpriv, "--ambient-caps=-all", "--inh-caps=-all", "--", *command]
 
 
 def _as(owner: tuple[int, int] | None) -> dict[str, Any]:
