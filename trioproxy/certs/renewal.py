@@ -250,7 +250,11 @@ class Renewals:
             if bundle is None:
                 raise ControlError(f"{name} has no certificate of a public CA that could be revoked")
             where = self._store.origin(name, bundle.leaf)
-            await self._authorities.revoke(bundle, where, reason, report)
+            try:
+                await self._authorities.revoke(bundle, where, reason, report)
+            except AcmeError as exc:
+                remedy = f"to have another one all the same: `certs renew {name} --force`"
+                raise AcmeError(f"{exc}; {remedy}", exc.failure, retry_after=exc.retry_after) from exc
             log.warning("%s  its certificate has been revoked (%s)", name, reason)
             if where is None:
                 settings = self._authorities.configured[0]
