@@ -21,7 +21,7 @@ import shutil
 import socket
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -213,6 +213,7 @@ async def running_pebble(
     nonce_reject: int = 0,
     validity: int | None = None,
     customers: Mapping[str, str] | None = None,
+    blocklist: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Pebble]:
     """Run Pebble and its DNS as long as the block; skip the test where they are not installed.
@@ -223,6 +224,7 @@ async def running_pebble(
         tls_port: The same for TLS-ALPN-01.
         nonce_reject: How many of a hundred good nonces it refuses.
         customers: Key ids and HMAC keys (base64url) of those who alone may open accounts; None for everybody.
+        blocklist: Names for which it issues nothing.
         validity: Seconds for which its certificates are good; None for Pebble's own five years.
         env: More of its environment, such as `{"PEBBLE_AUTHZREUSE": "100"}`.
     """
@@ -248,6 +250,8 @@ async def running_pebble(
     }
     if customers is not None:
         settings.update(externalAccountBindingRequired=True, externalAccountMACKeys=dict(customers))
+    if blocklist:
+        settings["domainBlocklist"] = list(blocklist)
     if validity is not None:
         settings["certificateValidityPeriod"] = validity
     config = folder / "pebble.json"

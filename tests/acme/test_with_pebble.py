@@ -323,6 +323,17 @@ async def test_after_a_crash_the_ca_is_asked_which_key_it_knows(customer: Custom
     assert customer.accounts.only == rolled
 
 
+async def test_a_name_that_the_ca_issues_nothing_for_is_refused_alone(web: Port80, tmp_path: Path) -> None:
+    async with running_pebble(tmp_path, http_port=web.port, blocklist=["blocked.test"]) as ca:
+        customer = Customer(ca.directory, ca.ca_file, web.board)
+        with pytest.raises(OrderFailed, match=r"no certificate for blocked\.test: .*forbidden by policy") as caught:
+            await customer.obtain("blocked.test")
+        assert caught.value.failure == "refused", "another CA may see that otherwise"
+        assert customer.journal.kept is None
+        assert web.asked == []
+        await verify(await customer.obtain("cloud.test"), "cloud.test", ca)
+
+
 async def test_several_processes_open_one_account_and_go_on_with_the_key_that_one_of_them_changed(
     ca: Pebble, web: Port80, tmp_path: Path
 ) -> None:
