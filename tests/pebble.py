@@ -80,6 +80,10 @@ class Dns:
         """Give `name` its A records in place of the default."""
         await self._post("add-a", {"host": f"{name}.", "addresses": addresses})
 
+    async def set_ipv6(self, name: str, *addresses: str) -> None:
+        """Give `name` AAAA records, which it has none of by default; its A record stays."""
+        await self._post("add-aaaa", {"host": f"{name}.", "addresses": addresses})
+
     async def clear(self, name: str) -> None:
         """Take the records that `set` gave away again."""
         await self._post("clear-a", {"host": f"{name}."})

@@ -323,6 +323,15 @@ async def test_after_a_crash_the_ca_is_asked_which_key_it_knows(customer: Custom
     assert customer.accounts.only == rolled
 
 
+async def test_a_aaaa_record_where_nobody_answers_is_named(customer: Customer, ca: Pebble) -> None:
+    await ca.dns.set_ipv6("cloud.test", "::1")
+    with pytest.raises(
+        OrderFailed, match=r"could not connect to port 80 of cloud\.test at ::1, which its AAAA"
+    ) as caught:
+        await customer.obtain()
+    assert caught.value.failure == "validation"
+
+
 async def test_a_name_that_the_ca_issues_nothing_for_is_refused_alone(web: Port80, tmp_path: Path) -> None:
     async with running_pebble(tmp_path, http_port=web.port, blocklist=["blocked.test"]) as ca:
         customer = Customer(ca.directory, ca.ca_file, web.board)
