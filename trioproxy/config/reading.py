@@ -98,7 +98,7 @@ class Reading:
 
     def tables(self, place: Place, value: object, keys: Keys) -> tuple[dict[str, Any], ...]:
         """The good values of each table of a list."""
-        if isinstance(value, dict) or not isinstance(value, list):
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             self.wrong(place, f"write a list of tables: [{header(place)}] before each")
             return ()
         return tuple(self.table((*place, index), item, keys) for index, item in enumerate(value))
