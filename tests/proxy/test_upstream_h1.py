@@ -7,6 +7,7 @@ from tests.proxy.stage import HELLO, LOOPBACK, answering, backend, make_config, 
 from trioproxy.config.model import Timeouts
 from trioproxy.errors import StreamTimeout
 from trioproxy.http.messages import End, RequestHead
+from trioproxy.http.rewriting import WrittenFields
 from trioproxy.proxy.pool import IDLE_PER_BACKEND, Pool
 from trioproxy.proxy.upstream import Backend, Upstream
 from trioproxy.proxy.upstream_h1 import H1Upstream
@@ -22,7 +23,7 @@ class Patient:
 
 
 async def _exchange(upstream: Upstream) -> None:
-    await upstream.ask(REQUEST, b"/", [(b"host", b"cloud.test")], (End(),), Patient())
+    await upstream.ask(REQUEST, b"/", WrittenFields([(b"host", b"cloud.test")]), (End(),), Patient())
     while not isinstance(event := upstream.next(), End):
         if event is None:
             await upstream.receive()

@@ -27,6 +27,11 @@ FIELD_OVERHEAD = 32
 """Bytes that a field counts besides its own (RFC 9113 section 6.5.2)."""
 
 
+MAX_REPEATED = 4096
+"""Bytes of fields that are remembered of a connection's last request, for the next to say them again. Of thousands of
+idle connections each keeps so many."""
+
+
 class FieldError(ValueError):
     """Field lines that break the grammar, or contradict each other."""
 

@@ -8,6 +8,7 @@ from trioproxy.http.h1_write import (
     encode_chunk,
     encode_last_chunk,
     encode_request_head,
+    encode_request_line,
     encode_response_head,
 )
 
@@ -20,5 +21,6 @@ __all__ = [
     "encode_chunk",
     "encode_last_chunk",
     "encode_request_head",
+    "encode_request_line",
     "encode_response_head",
 ]

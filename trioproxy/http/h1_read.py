@@ -12,7 +12,7 @@ from typing import Literal, NoReturn
 
 from trioproxy.config.model import Limits
 from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
-from trioproxy.http.fields import TOKEN, FieldError, framing, head_size, options, parse_fields
+from trioproxy.http.fields import MAX_REPEATED, TOKEN, FieldError, framing, head_size, options, parse_fields
 from trioproxy.http.h1_body import BROKEN, HEAD, STOPPED, MessageReader
 from trioproxy.http.messages import End, Headers, RequestHead, ResponseHead
 from trioproxy.http.upgrade import requested_upgrade
@@ -34,6 +34,10 @@ _RESPONSE_POLICY = frozenset((b"content-length", b"transfer-encoding", b"connect
 
 _NOT_DONE = frozenset((b"CONNECT", b"TRACE"))
 _SLASH = ord("/")
+
+_GOVERN_NOTHING = {b"host", b"connection"}
+"""Of what is judged of a request that another one follows on its connection: the first is, with its authority, and the
+second can have said nothing but that without an Upgrade."""
 _VERSIONS = {b"0": (1, 0), b"1": (1, 1)}
 
 
@@ -146,7 +150,8 @@ class RequestReader(MessageReader[RequestHead]):
             target, authority = self._other_form(method, target, authority)
         if hosts:
             fields.remove((b"host", hosts[0]))
-            if len(said) == 1 and version == (1, 1) and target[0] == _SLASH:
+            plain = said.keys() <= _GOVERN_NOTHING and version == (1, 1) and target[0] == _SLASH
+            if plain and len(block) <= MAX_REPEATED:
                 self._plain_block, self._plain_fields, self._plain_authority = block, fields, hosts[0]
         wishes = options(said[b"connection"]) if b"connection" in said else []
         keep_alive = b"close" not in wishes and (version == (1, 1) or b"keep-alive" in wishes)

@@ -16,6 +16,19 @@ def encode_request_head(method: bytes, target: bytes, headers: Headers) -> bytes
     return _block(b"%b %b HTTP/1.1" % (method, target), headers)
 
 
+def encode_request_line(method: bytes, target: bytes) -> bytes:
+    """A request line alone, for `encode_fields` to follow. Raises ValueError as `encode_request_head`."""
+    line = b"%b %b HTTP/1.1\r\n" % (method, target)
+    if line.count(b"\n") != 1 or line.count(b"\r") != 1 or line.find(0) >= 0:
+        raise ValueError("a line end or NUL inside a request line")
+    return line
+
+
+def encode_fields(headers: Headers) -> bytes:
+    """Fields alone, with the empty line. Raises ValueError when a part holds CR, LF or NUL."""
+    return _block(b"", headers)[2:]
+
+
 def encode_response_head(status: int, reason: bytes, headers: Headers) -> bytes:
     """A status line and fields, with the empty line.
 

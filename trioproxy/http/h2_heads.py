@@ -8,11 +8,11 @@ it lets pass is judged here. What we send is looked at here too, for ngh2 sends 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from trioproxy.config.model import Limits
 from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
-from trioproxy.http.fields import FIELD_OVERHEAD, TOKEN, FieldError, framing, options
+from trioproxy.http.fields import FIELD_OVERHEAD, MAX_REPEATED, TOKEN, FieldError, framing, options
 from trioproxy.http.h1_read import MAX_TARGET
 from trioproxy.http.messages import Header, Headers, RequestHead, ResponseHead
 from trioproxy.names import split_authority
@@ -29,6 +29,10 @@ _JUDGED = _CONNECTION_SPECIFIC | frozenset(
     b":method :scheme :authority :path :protocol host cookie content-length expect te".split()
 )
 
+_PSEUDO_FIELDS = frozenset((b":method", b":scheme", b":authority", b":path"))
+_PSEUDO = len(_PSEUDO_FIELDS)
+_USUAL_METHODS = (b"GET", b"HEAD", b"OPTIONS")
+
 _NOT_SENT = _CONNECTION_SPECIFIC | {b"host", b"http2-settings", b"te"}
 _TRAILERS_WANTED = (b"te", b"trailers")
 
@@ -43,12 +47,15 @@ class RequestHeads:
         size: Of the last head, as its sender has to count it.
     """
 
-    __slots__ = ("_authority", "_limits", "size")
+    __slots__ = ("_authority", "_fields", "_kept", "_limits", "_size", "size")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._authority: bytes | None = None  # the last one found valid; a connection's requests rarely name another
         self.size = 0
+        self._fields: Sequence[Header] = ()  # behind the pseudo-header fields, of the last request without a body,
+        self._size = 0  # their size,
+        self._kept: Headers = []  # and what was made of them
 
     def read(self, fields: Sequence[Header], ended: bool) -> RequestHead:
         """The head that `fields` make.
@@ -60,11 +67,13 @@ class RequestHeads:
         Raises:
             RequestError: they break a rule; its status is the answer.
         """
+        if ended and fields[_PSEUDO:] == self._fields and (head := self._again(dict(fields[:_PSEUDO]))) is not None:
+            return head
         method = scheme = path = authority = protocol = host = b""
         cookies: list[bytes] = []
         lengths: list[bytes] = []
         expect: list[bytes] = []
-        size = sum([len(name) + len(value) for name, value in fields]) + FIELD_OVERHEAD * len(fields)
+        size = _size(fields)
         kept = [field for field in fields if field[0] not in _JUDGED]
         for name, value in [field for field in fields if field[0] in _JUDGED]:
             if name == b":method":
@@ -110,16 +119,37 @@ class RequestHeads:
             raise RequestError("an invalid request target")
         if expect and options(expect) != [b"100-continue"]:
             raise RequestError("an expectation that is not met here", 417)
+        authority = self._judged(authority, host)
+        if ended and size <= MAX_REPEATED and not host and dict(fields[:_PSEUDO]).keys() == _PSEUDO_FIELDS:
+            self._fields, self._kept = fields[_PSEUDO:], kept
+            self._size = size - _size(fields[:_PSEUDO])
         return RequestHead(
             method,
             path,
-            self._judged(authority, host),
+            authority,
             kept,
             VERSION,
             0 if ended or protocol else _length(lengths),
             upgrade=protocol or None,
             expect_continue=bool(expect) and not ended,
         )
+
+    def _again(self, pseudo: dict[bytes, bytes]) -> RequestHead | None:
+        """The head of a request without a body that says the fields of the last one again; None for all but the usual.
+
+        Clients do that with nearly every request, and what was found good once is not looked at again.
+        """
+        if pseudo.keys() != _PSEUDO_FIELDS or pseudo[b":method"] not in _USUAL_METHODS:
+            return None
+        path = pseudo[b":path"]
+        size = self._size + _size(pseudo.items())
+        if pseudo[b":scheme"] != b"https" or len(path) > MAX_TARGET or size > self._limits.header_size:
+            return None
+        if not _TARGET.fullmatch(path):
+            return None
+        self.size = size
+        authority = self._judged(pseudo[b":authority"], b"")
+        return RequestHead(pseudo[b":method"], path, authority, self._kept, VERSION)
 
     def _judged(self, authority: bytes, host: bytes) -> bytes:
         """The authority; Host, if there is one too, must say the same (RFC 9113 section 8.3.1)."""
@@ -130,6 +160,10 @@ class RequestHeads:
         if host and host != named and _split(host) != _split(named):
             raise RequestError("Host is not the authority")
         return named
+
+
+def _size(fields: Collection[Header]) -> int:
+    return sum([len(name) + len(value) for name, value in fields]) + FIELD_OVERHEAD * len(fields)
 
 
 def _split(authority: bytes) -> tuple[str, int | None]:

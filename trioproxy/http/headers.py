@@ -43,7 +43,8 @@ _NOT_FROM_BACKENDS = _HOP_BY_HOP | {b"content-length", b"via"}
 _FOLDED = bytes(c if chr(c) in string.ascii_lowercase + string.digits + "\n" else ord("-") for c in range(256))
 
 _USUAL_OPTIONS = frozenset((b"keep-alive", b"close", b"upgrade", b"te", b"http2-settings"))
-_METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+"""Methods that say how long their body is even when there is none (RFC 9110 section 8.6)."""
 
 _NOT_IN_TRAILERS = _NOT_FROM_CLIENTS | frozenset(
     b"""
@@ -129,7 +130,7 @@ def request_headers(head: RequestHead, arrival: Arrival, prefix: bytes | None, p
         kept += [(b"connection", b"te"), (b"te", b"trailers")]  # RFC 9110 section 10.1.4 wants both
     if head.body_length is None:
         kept.append((b"transfer-encoding", b"chunked"))
-    elif head.body_length or length_sent or head.method in _METHODS_WITH_BODY:
+    elif head.body_length or length_sent or head.method in METHODS_WITH_BODY:
         kept.append((b"content-length", b"%d" % head.body_length))
     return kept
 

@@ -16,6 +16,7 @@ from trioproxy.config.model import Config, Listen, Site, Timeouts
 from trioproxy.http.forwarded import client_of
 from trioproxy.http.headers import Arrival, http_date
 from trioproxy.http.messages import RequestHead
+from trioproxy.http.rewriting import Rewriter
 from trioproxy.net.dial import Dialler
 from trioproxy.net.lan import Lan
 from trioproxy.net.limits import Admission, Idle, Shedder
@@ -198,12 +199,14 @@ class Visit:
         arrival: What backends are told about where it came from.
         entry: What its server name led to; None on port 80, where each request names its own.
         by_default: It came without a name, or by `*`: it may then ask for any authority that is configured nowhere.
+        rewriter: Writes the fields of its requests for backends.
     """
 
     peer: Peer
     arrival: Arrival
     entry: Entry | None
     by_default: bool
+    rewriter: Rewriter
 
     def timeouts(self, config: Config) -> Timeouts:
         """What counts until a request's route is known: the site's own limits, where a name has led to one."""

@@ -27,8 +27,8 @@ from trioproxy.errors import (
     UpstreamError,
     UpstreamProtocolError,
 )
-from trioproxy.http.headers import request_headers
-from trioproxy.http.messages import END, End, Header, Headers, RequestHead, ResponseHead
+from trioproxy.http.messages import END, End, Header, RequestHead, ResponseHead
+from trioproxy.http.rewriting import WrittenFields
 from trioproxy.net.listen import Peer
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
@@ -65,8 +65,8 @@ async def exchange(ctx: ProxyContext, visit: Visit, site: Site, request: Request
         ctx.witness.under_way(client.record, "routed")
     if route.timeouts.idle != site.timeouts.idle:
         client.bear(route.timeouts.idle)
-    headers = request_headers(request, visit.arrival, choice.prefix, ctx.pseudonym)
-    asking = _Asking(ctx, request, choice, headers, client, hsts)
+    fields = visit.rewriter.written(request, choice.prefix)
+    asking = _Asking(ctx, request, choice, fields, client, hsts)
     header = announcement(route, visit.peer, client) if route.proxy_protocol else b""
     if len(route.to) > 1:
         await _ask_first(ctx, [Backend.of(target, route, header) for target in route.to], asking, route.timeouts)
@@ -123,21 +123,21 @@ def announcement(route: Route, peer: Peer, client: Client) -> bytes:
 class _Asking:
     """One request on its way, and what is known of it so far."""
 
-    __slots__ = ("_answered", "_body", "_choice", "_client", "_ctx", "_headers", "_hsts", "_request", "_uploaded")
+    __slots__ = ("_answered", "_body", "_choice", "_client", "_ctx", "_fields", "_hsts", "_request", "_uploaded")
 
     def __init__(
         self,
         ctx: ProxyContext,
         request: RequestHead,
         choice: Choice,
-        headers: Headers,
+        fields: WrittenFields,
         client: Client,
         hsts: Sequence[Header],
     ) -> None:
         self._ctx = ctx
         self._request = request
         self._choice = choice
-        self._headers = headers
+        self._fields = fields
         self._client = client
         self._hsts = hsts  # what the client is to be told of its own next requests
         self._body = _arrived(client)
@@ -161,7 +161,7 @@ class _Asking:
             record.backend = upstream.backend
             if (witness := self._ctx.witness).followers:
                 witness.under_way(record, "asking")
-            await upstream.ask(self._request, self._choice.target, self._headers, self._body, self._client)
+            await upstream.ask(self._request, self._choice.target, self._fields, self._body, self._client)
             record.asked = perf_counter()
             if self._uploaded:
                 upstream.expect(self._choice.route.timeouts.response)

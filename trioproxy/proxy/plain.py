@@ -13,6 +13,7 @@ from trioproxy.challenges import HTTP01_PREFIX, TOKEN
 from trioproxy.config.model import Config, HostPort, Passthrough, Route, Site, Target
 from trioproxy.errors import RequestError
 from trioproxy.http.messages import RequestHead
+from trioproxy.http.rewriting import Rewriter
 from trioproxy.net.listen import Peer
 from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Stream
@@ -38,7 +39,9 @@ async def serve_plain(ctx: ProxyContext, sock: Socket, peer: Peer) -> None:
 async def _converse(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
     stream.deadline = math.inf  # requests have limits of their own
     came = arrival(ctx.cell.current.config.listen, peer, "http", 80)
-    await serve_h1(ctx, stream, Visit(peer, came, None, by_default=True), answer_plain)
+    await serve_h1(
+        ctx, stream, Visit(peer, came, None, by_default=True, rewriter=Rewriter(came, ctx.pseudonym)), answer_plain
+    )
 
 
 async def answer_plain(ctx: ProxyContext, visit: Visit, request: RequestHead, client: Client) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from trioproxy.config.model import Site
 from trioproxy.errors import StreamError
+from trioproxy.http.rewriting import Rewriter
 from trioproxy.net.listen import Peer
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.context import ProxyContext, Visit, arrival
@@ -35,7 +36,8 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
     ctx.witness.handshake(peer.number, peer.host, site.name, protocol or "", perf_counter() - began, DONE)
     stream.deadline = math.inf
     listen = snapshot.config.listen
-    visit = Visit(peer, arrival(listen, peer, "https", listen.public_https_port), site, by_default)
+    came = arrival(listen, peer, "https", listen.public_https_port)
+    visit = Visit(peer, came, site, by_default, Rewriter(came, ctx.pseudonym))
     if protocol == "h2":
         from trioproxy.proxy.serve_h2 import serve_h2  # offered only where ngh2 is there
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from trioproxy.config.model import Route, Target, UpstreamTLS
-from trioproxy.http.messages import End, Event, Headers, RequestHead
+from trioproxy.http.messages import End, Event, RequestHead
+from trioproxy.http.rewriting import WrittenFields
 from trioproxy.proxy.tunnel import Duplex
 
 
@@ -61,7 +62,7 @@ class Upstream(Protocol):
     backend: Backend
 
     async def ask(
-        self, request: RequestHead, target: bytes, headers: Headers, body: Sequence[bytes | End], asker: Asker
+        self, request: RequestHead, target: bytes, fields: WrittenFields, body: Sequence[bytes | End], asker: Asker
     ) -> None:
         """Send the head, and what of the body is there.
 
@@ -70,7 +71,7 @@ class Upstream(Protocol):
         Args:
             request: The client's request; of it only method, `body_length` and `upgrade` count.
             target: The request target.
-            headers: As `request_headers` makes them.
+            fields: As `Rewriter` writes them.
             body: The first pieces of the body, possibly to its end.
             asker: When it leaves, `receive` raises ClientLeft.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from trioproxy.errors import ClientLeft, StreamError, StreamTimeout, Unanswered, UpstreamError, UpstreamTimeout
-from trioproxy.http.h1 import ResponseReader, encode_chunk, encode_last_chunk, encode_request_head
-from trioproxy.http.messages import End, Event, Headers, RequestHead
+from trioproxy.http.h1 import ResponseReader, encode_chunk, encode_last_chunk, encode_request_line
+from trioproxy.http.messages import End, Event, RequestHead
+from trioproxy.http.rewriting import WrittenFields
 from trioproxy.net.sock import Reaper, Stream
 from trioproxy.proxy.tunnel import Duplex
 from trioproxy.proxy.upstream import Asker, Backend
@@ -56,13 +57,13 @@ class H1Upstream:
     # ---- one exchange: see `Upstream` --------------------------------------------------------------------
 
     async def ask(
-        self, request: RequestHead, target: bytes, headers: Headers, body: Sequence[bytes | End], asker: Asker
+        self, request: RequestHead, target: bytes, fields: WrittenFields, body: Sequence[bytes | End], asker: Asker
     ) -> None:
         """See `Upstream.ask`."""
         self._asker = asker
         self._chunked = request.body_length is None
         self._reader.expect(request.method, request.upgrade is not None)
-        first = encode_request_head(request.method, target, headers)
+        first = encode_request_line(request.method, target) + fields.block()
         if self._chunked:
             first = b"".join((first, *map(_chunk, body)))
         elif body and not isinstance(body[0], End):

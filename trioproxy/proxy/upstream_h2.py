@@ -26,7 +26,8 @@ from trioproxy.errors import (
     UpstreamTimeout,
 )
 from trioproxy.http.h2 import STREAM_WINDOW, ClientCodec, Code
-from trioproxy.http.messages import END, End, Headers, RequestHead, ResponseHead
+from trioproxy.http.messages import END, End, RequestHead, ResponseHead
+from trioproxy.http.rewriting import WrittenFields
 from trioproxy.http.upgrade import websocket_accept
 from trioproxy.proxy.bell import Bell
 from trioproxy.proxy.tunnel import Duplex
@@ -100,11 +101,11 @@ class H2Upstream:
     # ---- see `Upstream` ----------------------------------------------------------------------------------
 
     async def ask(
-        self, request: RequestHead, target: bytes, headers: Headers, body: Sequence[bytes | End], asker: Asker
+        self, request: RequestHead, target: bytes, fields: WrittenFields, body: Sequence[bytes | End], asker: Asker
     ) -> None:
         """See `Upstream.ask`."""
         connection, codec = self._connection, self._connection.codec
-        method, protocol = request.method, b""
+        method, protocol, headers = request.method, b"", fields.headers
         if request.upgrade is not None:
             method, protocol = b"CONNECT", request.upgrade
             self._websocket_key = next((value for name, value in headers if name == _KEY), b"")
