@@ -10,6 +10,7 @@ import gc
 import logging
 from collections import Counter
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import trio
@@ -147,7 +148,7 @@ class Alone:
     async def connections(self, name: str) -> list[dict[str, Any]]:
         """See `Hands`."""
         await trio.lowlevel.checkpoint()
-        now = trio.current_time()
+        now = perf_counter()
         relayed = {relay.forth.source for relay in self._ctx.pump.relays()}
         return [
             {

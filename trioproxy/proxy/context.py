@@ -107,7 +107,7 @@ class Guest:
     Attributes:
         peer: Its client, and the connection's number.
         entry: What its name led to, as it was configured then.
-        since: The Trio time when that was.
+        since: `time.perf_counter()` when that was.
     """
 
     peer: Peer

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
-
-import trio
+from time import perf_counter
 
 from trioproxy.config.model import Passthrough
 from trioproxy.errors import AccessDenied, HelloError, MissingServerName, SilentPeer, UnknownServerName
@@ -55,7 +54,7 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[N
         await refuse(stream, exc.alert)
         return None
     ctx.witness.named(peer.number, peer.host, hello, entry.name)
-    ctx.guests[stream] = Guest(peer, entry, trio.current_time())  # until `admit` sees them out
+    ctx.guests[stream] = Guest(peer, entry, perf_counter())  # until `admit` sees them out
     if isinstance(entry, Passthrough):
         header = announcement(ctx, stream, peer, hello, entry)
         return serve_passthrough(ctx, stream, peer, entry, header, snapshot.config.timeouts)

@@ -37,14 +37,13 @@ async def serve_passthrough(
     internal_error: it then says that the server failed, and not that TLS is broken.
     """
     client.deadline = math.inf  # the dial has its own, and what follows is the pump's
-    began = perf_counter()
     try:
         whom, backend = await ctx.dialler.dial_first(
             entry.to, timeouts.connect, client=peer.host if entry.client_ip == "transparent" else ""
         )
     except UpstreamError as exc:
         log.warning("%s: the backend cannot be reached: %s (%s)", entry.name, exc, peer, extra={"site": entry.name})
-        _tell(ctx, peer, entry, None, began, (0, 0), outcome(exc), str(exc))
+        _tell(ctx, client, peer, entry, None, (0, 0), outcome(exc), str(exc))
         await refuse(client, Alert.INTERNAL_ERROR)
         return
     ctx.witness.passing(peer.number, peer.host, entry.name, whom)
@@ -69,20 +68,21 @@ async def serve_passthrough(
         raise
     finally:
         backend.close()
-        _tell(ctx, peer, entry, whom, began, (client.carried, backend.carried), how, why)
+        _tell(ctx, client, peer, entry, whom, (client.carried, backend.carried), how, why)
 
 
 def _tell(  # apart, for what a frame can name takes room as long as it sleeps
     ctx: ProxyContext,
+    client: Stream,
     peer: Peer,
     entry: Passthrough,
     whom: HostPort | None,
-    began: float,
     carried: tuple[int, int],
     how: str,
     why: str,
 ) -> None:
     up, down = carried
+    began = ctx.guests[client].since
     passage = Passage(peer.number, peer.host, entry.name, whom, began, perf_counter(), up, down, how, why)
     ctx.witness.passage(passage)
 
