@@ -10,7 +10,7 @@ run: .venv/.run  ## the scene on loopback, with stand-in backends; Ctrl-C ends i
 	@.venv/bin/trioproxy demo
 
 test: .venv/.test tools suites  ## every test; ARGS="tests/http -k chunked" chooses
-	$(PY) -m pytest -o faulthandler_timeout=120 $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile -o faulthandler_timeout=120 $(ARGS)
 
 lint: .venv/.lint  ## style, types, and the Trio rules
 	$(PY) -m ruff check .
