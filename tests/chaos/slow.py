@@ -170,16 +170,18 @@ async def _good_client(service: Served, watch: Watch, over: trio.Event) -> None:
     """Request after request on one connection, which each time is answered at once."""
     try:
         stream = await service.visit()
-        caller = Caller(stream)
-        while not over.is_set():
-            began = trio.current_time()
-            with trio.fail_after(PATIENCE):
-                response = await caller.ask("GET", "/", NAME)
-            watch.waits.append(trio.current_time() - began)
-            if response.body != b"hello":
-                watch.failed.append(f"got {response}")
-            await trio.sleep(BETWEEN)
-        await trio.aclose_forcefully(stream)
+        try:
+            caller = Caller(stream)
+            while not over.is_set():
+                began = trio.current_time()
+                with trio.fail_after(PATIENCE):
+                    response = await caller.ask("GET", "/", NAME)
+                watch.waits.append(trio.current_time() - began)
+                if response.body != b"hello":
+                    watch.failed.append(f"got {response}")
+                await trio.sleep(BETWEEN)
+        finally:
+            await trio.aclose_forcefully(stream)
     except Exception as exc:
         watch.failed.append(repr(exc))
 
