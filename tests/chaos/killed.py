@@ -140,18 +140,20 @@ async def over_http2(service: Served, verdicts: Verdicts) -> None:
     stream = await service.visit(protocol="h2")
     caller = H2Caller(stream)
     caller.h2.initiate_connection()
-    await caller.send()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(caller.read)
-        streams = [await caller.begin("GET", f"/{framing}/{SIZE}", NAME) for framing in ("length", "chunked")]
-        for number in streams:
-            answer = await caller.answer(number)
-            if answer.reset is not None:
-                verdicts.count["cut"] += 1
-            else:
-                verdicts.judge("HTTP/2", answer.status, bytes(answer.body), backend.body(SIZE))
-        nursery.cancel_scope.cancel()
-    await trio.aclose_forcefully(stream)
+    try:
+        await caller.send()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(caller.read)
+            streams = [await caller.begin("GET", f"/{framing}/{SIZE}", NAME) for framing in ("length", "chunked")]
+            for number in streams:
+                answer = await caller.answer(number)
+                if answer.reset is not None:
+                    verdicts.count["cut"] += 1
+                else:
+                    verdicts.judge("HTTP/2", answer.status, bytes(answer.body), backend.body(SIZE))
+            nursery.cancel_scope.cancel()
+    finally:
+        await trio.aclose_forcefully(stream)
 
 
 async def listening(port: int) -> None:
