@@ -3,74 +3,78 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import attrs
+import pytest
 import trio
+from trio.testing import MockClock
 
-from trioproxy.errors import StreamError
-from trioproxy.net.reaper import AT_ONCE, Reaper
+from trioproxy.errors import StreamError, StreamTimeout
+from trioproxy.net.reaper import SPREAD, Reaper
 
-
-class Quick(Reaper):
-    PERIOD = 0.01
+LOOK = 2 * Reaper.PERIOD
+"""Seconds after which everything is over that begins with one look."""
 
 
 @attrs.define(eq=False)
 class Overdue:
-    """One that has waited too long until it is told; `turns` notes when that was."""
+    """One that has waited too long until it is told, which `woken` notes with the time."""
 
-    turns: list[int]
-    turn: list[int]
+    woken: list[float]
     since: float = -math.inf
 
     def overdue(self, now: float) -> bool:
         return self.since < now
 
     def interrupt(self, error: StreamError) -> None:
-        self.turns.append(self.turn[0])
+        assert isinstance(error, StreamTimeout)
+        self.woken.append(trio.current_time())
         self.since = math.inf
 
 
-async def test_others_have_their_turn_while_many_are_woken() -> None:
-    reaper = Quick()
-    turns: list[int] = []
-    turn = [0]
-    reaper.watched.update(Overdue(turns, turn) for _ in range(10 * AT_ONCE))
-
-    async def other() -> None:
-        while True:
-            turn[0] += 1
-            await trio.lowlevel.checkpoint()
-
+@asynccontextmanager
+async def looking(reaper: Reaper) -> AsyncIterator[float]:
+    """The reaper at work; gives the time at which it began."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reaper.run)
-        nursery.start_soon(other)
-        with trio.fail_after(5):
-            while len(turns) < 10 * AT_ONCE:  # noqa: ASYNC110
-                await trio.lowlevel.checkpoint()
+        nursery.start_soon(reaper.run)  # noqa: ASYNC113 - it may begin whenever it likes
+        yield trio.current_time()
         nursery.cancel_scope.cancel()
-    assert max(map(turns.count, turns)) <= 2 * AT_ONCE  # the two take turns in any order
-    assert len(set(turns)) >= 5
 
 
-async def test_who_ends_or_moves_on_meanwhile_is_left_alone() -> None:
-    reaper = Quick()
-    turns: list[int] = []
-    turn = [0]
-    crowd = [Overdue(turns, turn) for _ in range(6 * AT_ONCE)]
+async def test_many_are_woken_one_by_one(autojump_clock: MockClock) -> None:
+    woken: list[float] = []
+    reaper = Reaper()
+    reaper.watched.update(Overdue(woken) for _ in range(100))
+    async with looking(reaper) as began:
+        await trio.sleep(LOOK)
+    assert len(woken) == len(set(woken)) == 100
+    assert woken[0] == pytest.approx(began + reaper.PERIOD)
+    assert woken[-1] == pytest.approx(began + reaper.PERIOD + reaper.PERIOD * SPREAD * 0.99)
+
+
+async def test_the_next_look_does_not_wait_longer_for_that(autojump_clock: MockClock) -> None:
+    woken: list[float] = []
+    reaper = Reaper()
+    reaper.watched.update(Overdue(woken) for _ in range(100))
+    async with looking(reaper) as began:
+        reaper.watched.add(Overdue(woken, began + reaper.PERIOD))
+        await trio.sleep(LOOK + 0.1)
+    assert woken[-1] == pytest.approx(began + 2 * reaper.PERIOD)
+
+
+async def test_who_ends_or_moves_on_meanwhile_is_left_alone(autojump_clock: MockClock) -> None:
+    woken: list[float] = []
+    reaper = Reaper()
+    crowd = [Overdue(woken) for _ in range(60)]
     reaper.watched.update(crowd)
-
-    async def others_go() -> None:
-        while not turns:  # noqa: ASYNC110
-            await trio.lowlevel.checkpoint()
+    async with looking(reaper):
+        await trio.sleep(reaper.PERIOD + reaper.PERIOD * SPREAD / 2)
+        some = len(woken)
+        assert 0 < some < 60
         reaper.watched.difference_update(crowd[::2])
         for one in crowd[1::2]:
             one.since = math.inf
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(others_go)
-        nursery.start_soon(reaper.run)
-        with trio.move_on_after(0.2):
-            await trio.sleep_forever()
-        nursery.cancel_scope.cancel()
-    assert AT_ONCE <= len(turns) <= 2 * AT_ONCE
+        await trio.sleep(LOOK)
+    assert len(woken) == some

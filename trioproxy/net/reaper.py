@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Protocol
 
 import trio
-from trio.lowlevel import checkpoint
 
 from trioproxy.errors import StreamError, StreamTimeout
 
-AT_ONCE = 8
-"""What is woken in one moment. Each takes a part of a millisecond to end, and good clients would wait for hundreds."""
+SPREAD = 0.5
+"""The part of a period over which those are woken that are overdue in the same look, one by one.
+
+Each takes a part of a millisecond to end: good clients would wait for hundreds that end in one moment.
+"""
 
 
 class Mortal(Protocol):
@@ -36,14 +38,12 @@ class Reaper:
 
     async def run(self) -> None:
         """Look once a second, until cancelled."""
+        now = trio.current_time()
         while True:
-            await trio.sleep(self.PERIOD)
+            await trio.sleep_until(now + self.PERIOD)
             now = trio.current_time()
-            woken = 0
-            for mortal in [m for m in self.watched if m.overdue(now)]:
-                if mortal not in self.watched or not mortal.overdue(now):  # it has ended or moved on meanwhile
-                    continue
-                mortal.interrupt(StreamTimeout("no progress in time"))
-                woken += 1
-                if woken % AT_ONCE == 0:
-                    await checkpoint()
+            late = [mortal for mortal in self.watched if mortal.overdue(now)]
+            for position, mortal in enumerate(late):
+                await trio.sleep_until(now + self.PERIOD * SPREAD * position / len(late))
+                if mortal in self.watched and mortal.overdue(now):  # it has not ended or moved on meanwhile
+                    mortal.interrupt(StreamTimeout("no progress in time"))
