@@ -13,6 +13,7 @@ depends on who reads the path; where they do not, the request is refused. Only a
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import attrs
 
@@ -60,8 +61,7 @@ def route_for(site: Site, path: str) -> Route | None:
     return next((route for route in site.routes if route.covers(path)), None)  # longest first
 
 
-@attrs.frozen
-class Choice:
+class Choice(NamedTuple):
     """Where a request goes.
 
     Attributes:

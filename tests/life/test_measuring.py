@@ -46,7 +46,8 @@ async def test_requests_are_counted_only_where_somebody_may_ask() -> None:
     config = make_config(site(NAME, 1))
     async with stage(config) as proxy:
         measuring, witness = Measuring(proxy.ctx), proxy.ctx.witness
-        record = Exchange(1, "192.0.2.1", "https", 0.0, name=NAME, status=200, ended=0.1)
+        record = Exchange(1, "192.0.2.1", "https", 0.0, None)
+        record.name, record.status, record.ended = NAME, 200, 0.1
         witness.exchange(record)
         assert measuring.samples()["trioproxy_requests_total"] == []
         for _ in range(2):

@@ -28,7 +28,7 @@ def settings(file: Path, **changes: str) -> Log:
 
 
 def exchange(number: int) -> Exchange:
-    return Exchange(number, "192.0.2.1", "https", 0.0)
+    return Exchange(number, "192.0.2.1", "https", 0.0, None)
 
 
 @asynccontextmanager

@@ -49,11 +49,13 @@ def head(**changes: object) -> RequestHead:
 
 
 def exchange(**changes: object) -> Exchange:
-    told = Exchange(
-        42, "203.0.113.9", "https", 10.0, head(), SITE, "http://10.2.3.4", asked=10.001, answered=10.01,
-        ended=10.0123, status=200, received=3, sent=1234,
-    )  # fmt: skip
-    return attrs.evolve(told, **changes)  # type: ignore[arg-type]
+    told = Exchange(42, "203.0.113.9", "https", 10.0, head())
+    said = {
+        "name": SITE, "backend": "http://10.2.3.4", "asked": 10.001, "answered": 10.01, "ended": 10.0123,
+        "status": 200, "received": 3, "sent": 1234,
+    }  # fmt: skip
+    vars(told).update(said | changes)
+    return told
 
 
 def passage(**changes: object) -> Passage:

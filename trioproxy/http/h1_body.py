@@ -39,6 +39,7 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 # States. Those up to TO_END consume input.
 HEAD, LENGTH, CHUNK_LINE, CHUNK_DATA, CHUNK_END, TRAILERS, TO_END = range(7)
 END, STOPPED, BROKEN = range(7, 10)
+_IN_DATA = (LENGTH, CHUNK_DATA, TO_END)
 
 
 class MessageReader(ABC, Generic[HeadT]):
@@ -101,13 +102,22 @@ class MessageReader(ABC, Generic[HeadT]):
 
     @property
     def _unread(self) -> bool:
-        return bool(self._partial or self._pos < len(self._data) or self._queue)
+        return self._pos < len(self._data) or bool(self._partial or self._queue)
 
     def _step(self) -> HeadT | bytes | End | None:
         """Consume input; None when the input or the present line is used up."""
         state = self._state
         if state == HEAD:
             return self._read_head()
+        if state in _IN_DATA:
+            data, pos = self._data, self._pos
+            self._pos = end = len(data)
+            if state != TO_END:
+                if end - pos >= self._left:
+                    self._pos = end = pos + self._left
+                    self._state = END if state == LENGTH else CHUNK_END
+                self._left -= end - pos
+            return data[pos:end]  # the same object when this is all of it
         if state == CHUNK_LINE:
             self._read_chunk_line()
             return None
@@ -118,16 +128,7 @@ class MessageReader(ABC, Generic[HeadT]):
                     self._refuse("a chunk does not end where its size says")
                 self._state = CHUNK_LINE
             return None
-        if state == TRAILERS:
-            return self._read_trailers()
-        data, pos = self._data, self._pos
-        self._pos = end = len(data)
-        if state != TO_END:
-            if end - pos >= self._left:
-                self._pos = end = pos + self._left
-                self._state = END if state == LENGTH else CHUNK_END
-            self._left -= end - pos
-        return data[pos:end]  # the same object when this is all of it
+        return self._read_trailers()
 
     @abstractmethod
     def _read_head(self) -> HeadT | None: ...

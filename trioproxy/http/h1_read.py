@@ -292,8 +292,9 @@ class ResponseReader(MessageReader[ResponseHead]):
         if len(fields) > self._limits.header_fields:
             self._refuse("too many header fields")
         said: dict[bytes, list[bytes]] = {}
-        for name, value in [field for field in fields if field[0] in _RESPONSE_POLICY]:
-            said.setdefault(name, []).append(value)
+        for name, value in fields:
+            if name in _RESPONSE_POLICY:
+                said.setdefault(name, []).append(value)
         framed = framing(said.get(b"content-length", []), said.get(b"transfer-encoding", []), version)
         wishes = options(said[b"connection"]) if b"connection" in said else []
         keep_alive = b"close" not in wishes and (version == (1, 1) or b"keep-alive" in wishes)

@@ -207,22 +207,26 @@ def response_headers_h2(
 
 def _passed_on(head: ResponseHead, pseudonym: bytes) -> tuple[Headers, bytes, bool]:
     """The fields that go on, with our Via; the Content-Length that came; and whether there is a Date."""
-    named: set[bytes] = set()
+    named: list[bytes] = []
     received = b""
     length_sent = b""
-    headers = head.headers
-    kept = [field for field in headers if field[0] not in _NOT_FROM_BACKENDS]
-    if len(kept) < len(headers):
-        for name, value in [field for field in headers if field[0] in _NOT_FROM_BACKENDS]:
-            if name == b"content-length":
-                length_sent = value
-            elif name == b"connection":
-                named.update(options([value]))
-            elif name == b"via":
-                received += value + b", "
-        if not named <= _USUAL_OPTIONS:
-            kept = [field for field in kept if field[0] not in named]
-    dated = b"date" in [name for name, _ in kept]
+    dated = False
+    kept: Headers = []
+    for field in head.headers:
+        name = field[0]
+        if name not in _NOT_FROM_BACKENDS:
+            kept.append(field)
+            if name == b"date":
+                dated = True
+        elif name == b"content-length":
+            length_sent = field[1]
+        elif name == b"connection":
+            named += options([field[1]])
+        elif name == b"via":
+            received += field[1] + b", "
+    if named and not _USUAL_OPTIONS.issuperset(named):
+        kept = [field for field in kept if field[0] not in named]
+        dated = dated and b"date" not in named
     kept.append((b"via", received + _via(head.http_version, pseudonym)))
     return kept, length_sent, dated
 

@@ -49,22 +49,17 @@ class Rewriter:
 
     def written(self, head: RequestHead, prefix: bytes | None) -> WrittenFields:
         """The fields for a backend. `prefix` and what is raised are as with `request_headers`."""
-        if head.headers is self._fields and head.authority == self._authority and prefix == self._prefix:
-            if _asks_for_nothing_more(head):
-                return self._written
-        elif _asks_for_nothing_more(head):
-            written = WrittenFields(request_headers(head, self._arrival, prefix, self._pseudonym))
+        plain = _asks_for_nothing_more(head)
+        if plain and head.headers is self._fields and head.authority == self._authority and prefix == self._prefix:
+            return self._written
+        written = WrittenFields(request_headers(head, self._arrival, prefix, self._pseudonym))
+        if plain:
             self._fields, self._authority, self._prefix, self._written = head.headers, head.authority, prefix, written
-            return written
-        return WrittenFields(request_headers(head, self._arrival, prefix, self._pseudonym))
+        return written
 
 
 def _asks_for_nothing_more(head: RequestHead) -> bool:
     """Whether what is written for `head` follows from its fields, its authority and its connection alone."""
-    return (
-        head.body_length == 0
-        and head.method not in METHODS_WITH_BODY
-        and head.upgrade is None
-        and not head.expect_continue
-        and head.http_version != (1, 0)
-    )
+    if head.body_length != 0 or head.method in METHODS_WITH_BODY:
+        return False
+    return not (head.upgrade or head.expect_continue or head.http_version == (1, 0))

@@ -99,7 +99,7 @@ class Stream:
         """From now on the peer may be silent for at most `seconds` while we read, also for a read under way."""
         self._read_patience = seconds
         if self._read_since is not None:
-            self._read_since = trio.current_time()
+            self._read_since = self._reaper.now()
 
     def overdue(self, now: float) -> bool:
         """Whether a deadline has passed at the Trio time `now`."""
@@ -124,7 +124,9 @@ class Stream:
             StreamTimeout: the deadline passed.
             StreamInterrupted: `interrupt` was called.
         """
-        await self._fair()
+        self._calls += 1
+        if self._calls >= CALLS_IN_A_ROW:
+            await self._others_first()
         while True:
             try:
                 if (tls := self._tls) is not None:
@@ -147,7 +149,9 @@ class Stream:
             StreamTimeout: the deadline passed.
             StreamInterrupted: `interrupt` was called.
         """
-        await self._fair()
+        self._calls += 1
+        if self._calls >= CALLS_IN_A_ROW:
+            await self._others_first()
         while True:
             try:
                 sent = self.sock.send(data) if (tls := self._tls) is None else tls.write(data)
@@ -332,28 +336,23 @@ class Stream:
             and self.sock.server_side
         )
 
-    async def _fair(self) -> None:
-        self._calls += 1
-        if self._calls >= CALLS_IN_A_ROW:
-            self._calls = 0
-            await checkpoint()
+    async def _others_first(self) -> None:
+        self._calls = 0
+        await checkpoint()
 
     def _end_by_reset(self) -> None:
         with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-
-    def _ready_to_wait(self) -> None:
-        self._calls = 0
-        if self._error is not None or self._fd < 0:
-            raise self._why()
 
     def _why(self) -> StreamError:
         """What ended it. A copy: raised itself, it would hold the frames that hold this stream, for the collector."""
         return ConnectionLost("closed by us") if self._error is None else copy.copy(self._error)
 
     async def _until_readable(self) -> None:
-        self._ready_to_wait()
-        self._read_since = trio.current_time()
+        if self._error is not None or self._fd < 0:
+            raise self._why()
+        self._calls = 0
+        self._read_since = self._reaper.now()
         try:
             await wait_readable(self._fd)
         except trio.ClosedResourceError as exc:
@@ -362,13 +361,16 @@ class Stream:
             self._read_since = None
 
     async def _until_writable(self) -> None:
-        self._ready_to_wait()
-        self._write_by = trio.current_time() + self.write_patience
+        if self._error is not None or self._fd < 0:
+            raise self._why()
+        self._calls = 0
+        self._write_by = self._reaper.now() + self.write_patience
         try:
             await wait_writable(self._fd)
         except trio.ClosedResourceError as exc:
-            if isinstance(self._error, StreamTimeout):
+            why = self._why()
+            if isinstance(why, StreamTimeout):
                 self._end_by_reset()  # else the kernel would go on offering for minutes what nobody takes
-            raise self._why() from exc
+            raise why from exc
         finally:
             self._write_by = None

@@ -190,7 +190,7 @@ def arrival(listen: Listen, peer: Peer, scheme: str, port: int) -> Arrival:
     return Arrival(peer.host, scheme, port, trusted)
 
 
-@attrs.frozen
+@attrs.define
 class Visit:
     """One client connection to a site, as far as its requests need to know.
 
@@ -200,6 +200,8 @@ class Visit:
         entry: What its server name led to; None on port 80, where each request names its own.
         by_default: It came without a name, or by `*`: it may then ask for any authority that is configured nowhere.
         rewriter: Writes the fields of its requests for backends.
+        found: What its last request led to: the routes of that moment, the authority, the site. The next one most
+            likely asks for the same.
     """
 
     peer: Peer
@@ -207,6 +209,7 @@ class Visit:
     entry: Entry | None
     by_default: bool
     rewriter: Rewriter
+    found: tuple[RouteTable, bytes, Site] | None = None
 
     def timeouts(self, config: Config) -> Timeouts:
         """What counts until a request's route is known: the site's own limits, where a name has led to one."""

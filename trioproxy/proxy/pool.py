@@ -95,7 +95,7 @@ class Pool:
         idle = self._idle.get(upstream.backend)
         if idle is None:
             idle = self._idle[upstream.backend] = deque()
-        upstream.idle_since = trio.current_time()
+        upstream.idle_since = self._reaper.now()
         idle.append(upstream)
         if len(idle) > IDLE_PER_BACKEND:
             idle.popleft().close()

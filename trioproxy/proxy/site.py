@@ -24,8 +24,10 @@ async def answer_site(ctx: ProxyContext, visit: Visit, request: RequestHead, cli
         UpstreamError: the backend failed before its response was passed on.
         ResponseAborted: it failed later.
     """
-    snapshot = ctx.cell.current
-    site = _site_for(snapshot.routes, visit, request.authority)
+    routes, found = ctx.cell.current.routes, visit.found
+    if found is None or found[0] is not routes or found[1] != request.authority:
+        found = visit.found = (routes, request.authority, _site_for(routes, visit, request.authority))
+    site = found[2]
     client.record.name = site.name
     try:
         if not permitted(ctx, site, visit.peer):  # asked again: a reload may have changed the rule

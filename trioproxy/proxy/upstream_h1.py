@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from trioproxy.errors import ClientLeft, StreamError, StreamTimeout, Unanswered, UpstreamError, UpstreamTimeout
 from trioproxy.http.h1 import ResponseReader, encode_chunk, encode_last_chunk, encode_request_line
-from trioproxy.http.messages import End, Event, RequestHead
+from trioproxy.http.messages import End, RequestHead
 from trioproxy.http.rewriting import WrittenFields
 from trioproxy.net.sock import Reaper, Stream
 from trioproxy.proxy.tunnel import Duplex
@@ -35,7 +35,9 @@ class H1Upstream:
         "_release",
         "_stream",
         "backend",
+        "expect",
         "idle_since",
+        "next",
         "reused",
     )
 
@@ -52,6 +54,9 @@ class H1Upstream:
         self._asker: Asker | None = None  # while a request is under way
         self._chunked = False
         self._interrupted = False
+        # Asked several times for each response, so without a function of ours between: see `Upstream`.
+        self.next = self._reader.next
+        self.expect = stream.expect
         reaper.watched.add(self)
 
     # ---- one exchange: see `Upstream` --------------------------------------------------------------------
@@ -85,10 +90,6 @@ class H1Upstream:
             return False
         return True
 
-    def next(self) -> Event | None:
-        """See `Upstream.next`."""
-        return self._reader.next()
-
     async def receive(self) -> None:
         """See `Upstream.receive`."""
         try:
@@ -108,10 +109,6 @@ class H1Upstream:
             raise Unanswered(f"{self.backend}: the connection was closed")
         else:
             self._reader.feed_eof()
-
-    def expect(self, seconds: float) -> None:
-        """See `Upstream.expect`."""
-        self._stream.expect(seconds)
 
     def hand_over(self) -> Duplex:
         """See `Upstream.hand_over`."""

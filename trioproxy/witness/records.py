@@ -1,7 +1,8 @@
 """What is told of a request and of a tunnel, when it is over.
 
 One is made for each request and filled by assignment as things happen, whether anybody listens or not, so nothing in it
-costs more than that: what is to be printed is kept as it is, and made text by whoever prints it.
+costs more than that: what is to be printed is kept as it is, and made text by whoever prints it. What most requests
+leave as it is stands in the class, for setting it would cost each of them.
 
 Moments are `time.perf_counter()`, which costs a fraction of Trio's clock; only their differences say something.
 """
@@ -41,7 +42,6 @@ CLIENT_CLOSED = 499
 """The status of a request whose client left before it was told any; nginx writes the same."""
 
 
-@attrs.define(eq=False)
 class Exchange:
     """One request and its response.
 
@@ -67,11 +67,6 @@ class Exchange:
         route: The route that it took; None when it had none.
     """
 
-    connection: int
-    client: str
-    scheme: str
-    began: float
-    request: RequestHead | None = None
     name: str = ""
     backend: object | None = None
     asked: float = 0.0
@@ -84,6 +79,13 @@ class Exchange:
     outcome: str = DONE
     reason: str = ""
     route: Route | None = None
+
+    def __init__(self, connection: int, client: str, scheme: str, began: float, request: RequestHead | None) -> None:
+        self.connection = connection
+        self.client = client
+        self.scheme = scheme
+        self.began = began
+        self.request = request
 
     def count_received(self, size: int) -> None:
         """So many more bytes have come through its tunnel."""
