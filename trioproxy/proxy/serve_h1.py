@@ -103,7 +103,8 @@ async def _next_request(
         stream.expect(patience)
         ctx.drain.waiting(stream, first=first)
         try:
-            data = await stream.receive_next()
+            # The first comes with the end of the handshake, or was waited for by the kernel (TCP_DEFER_ACCEPT).
+            data = await (stream.receive_some() if first else stream.receive_next())
         except (StreamTimeout, StreamInterrupted):
             return None
         finally:
