@@ -23,7 +23,7 @@ from trioproxy.life.hands import Census, tell_stopping
 from trioproxy.life.listeners import Listeners
 from trioproxy.life.measuring import Measuring
 from trioproxy.life.sockets import Sockets
-from trioproxy.logs import configure, tell_what_was_folded
+from trioproxy.logs import tell_what_was_folded
 from trioproxy.net.limits import raise_descriptor_limit
 from trioproxy.net.sock import Stream
 from trioproxy.process.notify import Notifier
@@ -114,9 +114,6 @@ class Alone:
     def go_by(self, config: Config) -> None:
         """Publish what `config` says, and have those who came for names that are gone leave."""
         self._ctx.admission.possible = raise_descriptor_limit(config.limits.connections)
-        old = self._ctx.cell.current.config.log
-        if (config.log.level, config.log.format) != (old.level, old.format):
-            configure(config.log.level, config.log.format)
         snapshot = self._snapshot(config)
         self._ctx.cell.update(lambda _: snapshot)
         self._measuring.go_by(config)

@@ -103,6 +103,15 @@ async def _run(sock: socket.socket) -> None:
         await worker.run(signals)
 
 
+def share(config: Config, workers: int) -> Config:
+    """What one of so many workers goes by: its part of what all of them may have together."""
+    limits = config.limits
+    memory = None if limits.memory is None else limits.memory // workers
+    return attrs.evolve(
+        config, limits=attrs.evolve(limits, connections=-(-limits.connections // workers), memory=memory)
+    )
+
+
 class Worker:
     """Serves for a supervisor.
 
@@ -202,10 +211,7 @@ class Worker:
             ConfigError: it has mistakes, which the supervisor has not found: the environments are not the same.
         """
         config = parse(message["text"], Path(message["path"]), os.environ, os.geteuid())
-        limits = config.limits
-        memory = None if limits.memory is None else limits.memory // self._workers
-        limits = attrs.evolve(limits, connections=-(-limits.connections // self._workers), memory=memory)
-        return attrs.evolve(config, limits=limits, storage=Path(message["storage"]))
+        return attrs.evolve(share(config, self._workers), storage=Path(message["storage"]))
 
     def _snapshot(self, config: Config) -> Snapshot:
         return snapshot_of(config, self._source)
@@ -224,10 +230,10 @@ class Worker:
         if self._prepared is None:
             raise TrioproxyError("there is nothing prepared")
         (config, fresh), self._prepared = self._prepared, None
-        level = self._cell.current.config.log.level
+        old = self._cell.current.config.log
+        if (config.log.level, config.log.format) != (old.level, old.format):
+            configure(config.log.level, config.log.format)
         self._alone.listeners.change(fresh, [_key(place) for place in message["gone"]])
-        if config.log.level != level:
-            logging.getLogger("trioproxy").setLevel(config.log.level.upper())
         self._alone.go_by(config)
         await self._read_files()
         return {}

@@ -166,13 +166,8 @@ class ProxyContext:
                 (self.pump.relays, TUNNEL_SPARED),
                 spare=self.pool.close_idle,
             ),
-            self._memory,
+            lambda: self.cell.current.config.limits.memory,
         )
-
-    def _memory(self) -> int | None:
-        """Bytes that this process may take: each worker has its part."""
-        config = self.cell.current.config
-        return config.limits.memory and config.limits.memory // config.process.workers
 
 
 def arrival(listen: Listen, peer: Peer, scheme: str, port: int) -> Arrival:
