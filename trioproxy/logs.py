@@ -40,6 +40,16 @@ class Caller(Protocol):
         """Address and port."""
 
 
+class Writer(Protocol):
+    """Where lines go."""
+
+    def write(self, line: str, /) -> object:
+        """Take a line, with its end."""
+
+    def flush(self) -> object:
+        """See that it gets there."""
+
+
 def one_line(text: str) -> str:
     """`text` with all that is not printable escaped (line ends, terminal escapes, bidirectional controls)."""
     if text.isprintable():
@@ -222,11 +232,24 @@ class Folding(logging.StreamHandler):  # type: ignore[type-arg]  # as it is at r
 def configure(level: str, how: Literal["console", "json"] = "console") -> None:
     """Log trioproxy's events at `level` and above to standard error. May be called again, for other settings."""
     logger = logging.getLogger("trioproxy")
-    handler = next((known for known in logger.handlers if isinstance(known, Folding)), None) or Folding()
+    handler = _handler()
     handler.setFormatter(FORMATTERS[how]())
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.upper())
+
+
+def write_to(stream: Writer) -> Writer:
+    """Have events written to `stream` from now on. Returns where they were written before."""
+    handler = _handler()
+    before: Writer = handler.stream
+    handler.setStream(stream)
+    return before
+
+
+def _handler() -> Folding:
+    handlers = logging.getLogger("trioproxy").handlers
+    return next((known for known in handlers if isinstance(known, Folding)), None) or Folding()
 
 
 def tell_what_was_folded() -> None:

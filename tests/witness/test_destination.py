@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trioproxy.witness import destination
-from trioproxy.witness.destination import ONE_PIECE, Destination
+from trioproxy.witness.destination import ONE_PIECE, STDERR, STDOUT, Destination
 
 
 def test_a_file_is_made_for_owner_and_group_whatever_the_umask(tmp_path: Path) -> None:
@@ -128,15 +128,14 @@ def _read_all(path: Path, pieces: list[bytes]) -> None:
             pieces.append(data)
 
 
-def test_standard_output_that_does_not_block_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_output_that_does_not_block_is_waited_for() -> None:
     """Whoever started us may have made it so, and for a full pipe that is an error."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(writer, bytes(ONE_PIECE))
-    monkeypatch.setattr(destination, "STDOUT", writer)
-    to = Destination("-")
+    to = Destination(writer)
     done = threading.Thread(target=to.write, args=(["here\n"],))
     done.start()
     got = b""
@@ -151,8 +150,11 @@ def test_standard_output_that_does_not_block_is_waited_for(tmp_path: Path, monke
     os.close(writer)
 
 
-def test_standard_output_that_was_closed_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "name"), [(STDOUT, "__stdout__"), (STDERR, "__stderr__")])
+def test_what_was_closed_at_the_start_is_not_written_to(
+    number: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its number may be that of a connection by now."""
-    monkeypatch.setattr(sys, "__stdout__", None)
+    monkeypatch.setattr(sys, name, None)
     with pytest.raises(OSError, match="it is closed"):
-        Destination("-").write(["line\n"])
+        Destination(number).write(["line\n"])

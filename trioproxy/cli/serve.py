@@ -18,6 +18,7 @@ from trioproxy.life.worker import is_worker
 from trioproxy.life.worker import run as run_worker
 from trioproxy.logs import configure
 from trioproxy.process.privileges import forbid_dumps
+from trioproxy.witness.scribe import events_aside
 
 
 @click.command("serve")
@@ -48,7 +49,8 @@ def run_server(config: Config, reload: Callable[[], Config], circumstances: Circ
     from trioproxy.server import Server  # here, for a worker needs none of it, and is to be there soon
 
     try:
-        trio.run(Server(config, reload, circumstances).run)
+        with events_aside():
+            trio.run(Server(config, reload, circumstances).run)
     except TrioproxyError as exc:
         if circumstances and circumstances.inheritance:
             circumstances.inheritance.refuse([str(exc)])

@@ -57,6 +57,7 @@ from trioproxy.life.user import become
 from trioproxy.logs import configure
 from trioproxy.net.sock import Reaper
 from trioproxy.snapshot import Cell, Snapshot
+from trioproxy.witness.scribe import events_aside
 
 log = logging.getLogger("trioproxy.workers")
 
@@ -82,8 +83,10 @@ def run(descriptor: int) -> None:
     """
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    configure("info")  # until it is told otherwise
     try:
-        trio.run(_run, socket.socket(fileno=descriptor))
+        with events_aside():
+            trio.run(_run, socket.socket(fileno=descriptor))
     except TrioproxyError as exc:
         sys.exit(f"trioproxy: worker {os.getpid()}: {exc}")
 

@@ -133,13 +133,14 @@ class Stream:
                     return tls.read(TLS_READ)
                 return self.sock.recv(MAX_READ)
             except (BlockingIOError, ssl.SSLWantReadError):
-                await self._until_readable()
+                wait = self._until_readable
             except ssl.SSLWantWriteError:
-                await self._until_writable()
+                wait = self._until_writable
             except OSError as exc:
                 if self._is_end_of_client(exc):
                     return b""
                 raise ConnectionLost(f"reading failed: {words(exc)}") from exc
+            await wait()  # out here, for in there the exception would be kept as long: a kilobyte
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send every byte of `data`.
@@ -156,15 +157,17 @@ class Stream:
             try:
                 sent = self.sock.send(data) if (tls := self._tls) is None else tls.write(data)
             except (BlockingIOError, ssl.SSLWantWriteError):
-                await self._until_writable()
+                wait = self._until_writable
             except ssl.SSLWantReadError:
-                await self._until_readable()
+                wait = self._until_readable
             except OSError as exc:
                 raise ConnectionLost(f"sending failed: {words(exc)}") from exc
             else:
                 if sent == len(data):
                     return
                 data = memoryview(data)[sent:]
+                continue
+            await wait()
 
     async def receive_next(self) -> bytes:
         """As `receive_some`, for what can hardly be here yet: a try that fails costs more than a needless wait."""
@@ -253,12 +256,13 @@ class Stream:
             try:
                 return tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._until_readable()
+                wait = self._until_readable
             except ssl.SSLWantWriteError:
-                await self._until_writable()
+                wait = self._until_writable
             except OSError as exc:
                 lost = not isinstance(exc, ssl.SSLError) or isinstance(exc, ssl.SSLEOFError)
                 raise (ConnectionLost if lost else HandshakeFailed)(f"TLS handshake failed: {words(exc)}") from exc
+            await wait()
 
     def local(self) -> HostPort:
         """The address and port on our side: what the peer connected to. Raises ConnectionLost."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
+from typing import Literal
 
 import trio
 from trio.lowlevel import checkpoint_if_cancelled
 
 from trioproxy.config.model import Log
-from trioproxy.witness.destination import Destination
+from trioproxy.witness.destination import STDOUT, Destination
 from trioproxy.witness.formats import Format, format_of
 from trioproxy.witness.records import Exchange, Passage
 from trioproxy.witness.witness import Listener, Witness
@@ -33,6 +35,10 @@ MOST = 2 * 1024 * 1024
 
 LAST = 1.0
 """Seconds that a destination gets at the end to take what waits."""
+
+
+def _destination(access: Path | Literal["-"]) -> Destination:
+    return Destination(STDOUT if access == "-" else access)
 
 
 class AccessLog(Listener):
@@ -68,7 +74,7 @@ class AccessLog(Listener):
                 self._leaving.append((self._to, self._lines))
                 self._lines, self._size = [], 0
                 self._asked.set()
-            self._to = Destination(settings.access) if settings.access else None
+            self._to = _destination(settings.access) if settings.access else None
             self._witness.remove(self)
             if self._to is not None:
                 self._witness.add(self)

@@ -15,21 +15,23 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 STDOUT = 1
+STDERR = 2
 
 MODE = 0o640
 """Of a file that is made: addresses of clients are nobody's business, and programs that read logs have a group."""
+
+_NAMES = {STDOUT: "standard output", STDERR: "standard error"}
 
 ONE_PIECE = 4096
 """Bytes that a pipe takes in one piece, if it takes any (PIPE_BUF of Linux)."""
 
 
 class Destination:
-    """A file, opened when it is first written to, or standard output ("-"). For one thread at a time."""
+    """A file, opened when it is first written to, or a descriptor, `STDOUT` or `STDERR`. For one thread at a time."""
 
-    def __init__(self, where: Path | Literal["-"]) -> None:
+    def __init__(self, where: Path | int) -> None:
         self._where = where
         self._descriptor: int | None = None
         self._regular = False
@@ -38,7 +40,7 @@ class Destination:
         self._lock = threading.Lock()
 
     def __str__(self) -> str:
-        return "standard output" if self._where == "-" else str(self._where)
+        return _NAMES[self._where] if isinstance(self._where, int) else str(self._where)
 
     def reopen(self) -> None:
         """Open the file anew before anything else is written: this one has been moved away. For any thread."""
@@ -66,16 +68,17 @@ class Destination:
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None and self._where != "-":
+        if descriptor is not None and not isinstance(self._where, int):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
     def _open(self) -> None:
         self._torn = False
-        if self._where == "-":
-            if sys.__stdout__ is None:  # closed at the start, so that the number may be another's by now
+        if isinstance(self._where, int):
+            at_start = {STDOUT: sys.__stdout__, STDERR: sys.__stderr__}
+            if at_start.get(self._where, True) is None:  # closed, so that the number may be another's by now
                 raise OSError("it is closed")
-            self._descriptor = STDOUT
+            self._descriptor = self._where
         else:
             self._descriptor = _open_file(self._where)
         self._regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
