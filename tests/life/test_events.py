@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from tests.life.served import NAME, PATIENCE, configuration, served
+from tests.life.served import PATIENCE, configuration, served
 from tests.proxy.stage import HELLO, answering, backend
 
 RELOADS = 60
