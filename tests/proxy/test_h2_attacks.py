@@ -103,7 +103,7 @@ async def test_streams_that_are_broken_as_fast_as_they_are_opened(attack: str) -
     async with attacked() as (raw, seen):
         assert await flood(raw, RESETS[attack](raw.frames)) == CALM
     asked = seen.received.count(b"GET /") + seen.received.count(b"POST /")
-    assert asked < 450  # what the budget buys, and what arrives in one read beyond it
+    assert asked < 550  # what the budget buys, what arrives in one read beyond it, and what some seconds give back
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,12 @@ from trioproxy.proxy.context import ProxyContext
 
 log = logging.getLogger("trioproxy.door")
 
-Conversation = Callable[[ProxyContext, Stream, Peer], Awaitable[Awaitable[None] | None]]
-"""Serves a connection that was let in. `timeouts.hello` runs already, as the stream's deadline.
+Rest = Awaitable["Rest"] | None
+"""What is left to do at the end of something, to be awaited by whoever awaited that; None when nothing is. A tunnel
+sleeps for hours, and each frame below it would be kept as long: a quarter of a kilobyte in each of thousands."""
 
-What is left to do at the end may be returned, to be awaited here: a tunnel sleeps for hours, and each frame below it
-would be kept as long, a quarter of a kilobyte in each of thousands.
-"""
+Conversation = Callable[[ProxyContext, Stream, Peer], Awaitable[Rest]]
+"""Serves a connection that was let in. `timeouts.hello` runs already, as the stream's deadline."""
 
 
 async def admit(ctx: ProxyContext, sock: Socket, peer: Peer, scheme: str, converse: Conversation) -> None:
@@ -59,8 +59,9 @@ async def admit(ctx: ProxyContext, sock: Socket, peer: Peer, scheme: str, conver
         if key is None:
             return
         ctx.witness.opened(peer.number, peer.host, scheme)
-        if (rest := await converse(ctx, stream, peer)) is not None:
-            await rest
+        rest: Rest = converse(ctx, stream, peer)
+        while rest is not None:
+            rest = await rest
     except SilentPeer:  # a port scan or a browser's spare connection: nothing to answer, nothing to report
         pass
     except BadProxyHeader as exc:

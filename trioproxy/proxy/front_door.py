@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from time import perf_counter
+from typing import Any
 
 from trioproxy.config.model import Passthrough
 from trioproxy.errors import AccessDenied, HelloError, MissingServerName, SilentPeer, UnknownServerName
@@ -13,7 +14,7 @@ from trioproxy.net.peek import peek_client_hello, refuse
 from trioproxy.net.raw import Socket
 from trioproxy.net.sock import Stream
 from trioproxy.proxy import proof
-from trioproxy.proxy.admission import admit, permitted
+from trioproxy.proxy.admission import Rest, admit, permitted
 from trioproxy.proxy.context import Guest, ProxyContext
 from trioproxy.proxy.passthrough import announcement, serve_passthrough
 from trioproxy.proxy.terminate import serve_site
@@ -24,18 +25,20 @@ from trioproxy.wire.client_hello import ClientHello
 log = logging.getLogger("trioproxy.front_door")
 
 
-async def serve_tls(ctx: ProxyContext, sock: Socket, peer: Peer) -> None:
+def serve_tls(ctx: ProxyContext, sock: Socket, peer: Peer) -> Coroutine[Any, Any, None]:
     """Serve one connection that was accepted on an https listener, from its first byte to its last.
+
+    It is `admit`'s own coroutine that is returned: another one around it would be kept as long as a tunnel lasts.
 
     Args:
         ctx: The running proxy.
         sock: The accepted socket, non-blocking; closed when this returns.
         peer: Where it comes from.
     """
-    await admit(ctx, sock, peer, "https", _show_in)
+    return admit(ctx, sock, peer, "https", _show_in)
 
 
-async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[None] | None:
+async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Rest:
     snapshot = ctx.cell.current
     hello: ClientHello | None = None
     try:

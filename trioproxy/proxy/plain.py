@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Awaitable, Coroutine
+from typing import Any
 
 from trioproxy.challenges import HTTP01_PREFIX, TOKEN
 from trioproxy.config.model import Config, HostPort, Passthrough, Route, Site, Target
@@ -31,17 +33,16 @@ BACKENDS_OWN = ("/.well-known/", "/.freepbx-known/")
 """Where the backend of a passthrough name answers its own challenges. FreePBX has a folder of its own for them."""
 
 
-async def serve_plain(ctx: ProxyContext, sock: Socket, peer: Peer) -> None:
+def serve_plain(ctx: ProxyContext, sock: Socket, peer: Peer) -> Coroutine[Any, Any, None]:
     """Serve one connection that was accepted on an http listener; `sock` is closed when this returns."""
-    await admit(ctx, sock, peer, "http", _converse)
+    return admit(ctx, sock, peer, "http", _converse)
 
 
-async def _converse(ctx: ProxyContext, stream: Stream, peer: Peer) -> None:
+def _converse(ctx: ProxyContext, stream: Stream, peer: Peer) -> Awaitable[None]:
     stream.deadline = math.inf  # requests have limits of their own
     came = arrival(ctx.cell.current.config.listen, peer, "http", 80)
-    await serve_h1(
-        ctx, stream, Visit(peer, came, None, by_default=True, rewriter=Rewriter(came, ctx.pseudonym)), answer_plain
-    )
+    visit = Visit(peer, came, None, by_default=True, rewriter=Rewriter(came, ctx.pseudonym))
+    return serve_h1(ctx, stream, visit, answer_plain)
 
 
 async def answer_plain(ctx: ProxyContext, visit: Visit, request: RequestHead, client: Client) -> None:

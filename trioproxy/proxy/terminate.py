@@ -12,14 +12,15 @@ from trioproxy.errors import StreamError
 from trioproxy.http.rewriting import Rewriter
 from trioproxy.net.listen import Peer
 from trioproxy.net.sock import Stream
+from trioproxy.proxy.admission import Rest
 from trioproxy.proxy.context import ProxyContext, Visit, arrival
 from trioproxy.proxy.serve_h1 import serve_h1
 from trioproxy.proxy.site import answer_site
 from trioproxy.witness.records import DONE
 
 
-async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, *, by_default: bool) -> None:
-    """Do the handshake with the context of `site`, then serve what ALPN chose of that which its context offers.
+async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, *, by_default: bool) -> Rest:
+    """Do the handshake with the context of `site`; what is left is to serve what ALPN chose of that which it offers.
 
     Raises:
         StreamError: the handshake failed, or the client was lost.
@@ -41,6 +42,5 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
     if protocol == "h2":
         from trioproxy.proxy.serve_h2 import serve_h2  # offered only where ngh2 is there
 
-        await serve_h2(ctx, stream, visit, answer_site)
-    else:
-        await serve_h1(ctx, stream, visit, answer_site)
+        return serve_h2(ctx, stream, visit, answer_site)
+    return serve_h1(ctx, stream, visit, answer_site)
