@@ -240,7 +240,7 @@ def configure(level: str, how: Literal["console", "json"] = "console") -> None:
 
 
 def write_to(stream: Writer) -> Writer:
-    """Have events written to `stream` from now on. Returns where they were written before."""
+    """Have events written to `stream` from now on; to be called after `configure`. Returns where they went before."""
     handler = _handler()
     before: Writer = handler.stream
     handler.setStream(stream)
