@@ -252,8 +252,8 @@ def _handler() -> Folding:
     return next((known for known in handlers if isinstance(known, Folding)), None) or Folding()
 
 
-def tell_what_was_folded() -> None:
-    """To be called now and then: say how often something happened again in minutes that are over."""
+def tell_what_was_folded(now: float | None = None) -> None:
+    """To be called now and then: say how often something happened again in minutes that are over, at `now` if given."""
     for handler in logging.getLogger("trioproxy").handlers:
         if isinstance(handler, Folding):
-            handler.tell()
+            handler.tell(now)

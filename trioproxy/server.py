@@ -51,6 +51,7 @@ from trioproxy.net.http_client import HttpClient
 from trioproxy.net.sock import Reaper
 from trioproxy.snapshot import Cell, Snapshot
 from trioproxy.witness.exposition import Samples, merge
+from trioproxy.witness.scribe import events_aside
 
 if TYPE_CHECKING:
     from trioproxy.acme.client import AcmeClient
@@ -151,7 +152,7 @@ class Server:
                 sockets.bind(config.listen)
             addresses = sockets.addresses()
             become(config)
-            with control_socket(config.control_socket, inherited) as control:
+            with events_aside(), control_socket(config.control_socket, inherited) as control:
                 succession = Succession(i) if (i := self._circumstances.inheritance) else None
                 if succession:
                     await succession.wait_for_turn()

@@ -188,6 +188,17 @@ async def test_what_needs_a_restart_stays_as_it_was_and_is_said_each_time(tmp_pa
         assert not (tmp_path / "elsewhere").exists()
 
 
+async def test_level_and_format_of_the_log_are_gone_by(tmp_path: Path) -> None:
+    text = configuration(tmp_path, cloud=9)
+    async with served(tmp_path, text) as service:
+        service.config.write_text(text + '[log]\nlevel = "warning"\n')
+        await service.ask("reload", dry_run=False)
+        service.config.write_text(text + '[log]\nformat = "json"\n')
+        await service.ask("reload", dry_run=False)
+        await service.heard(r'\{"time":.*"message": "reloaded')
+        assert "INFO    reloaded" not in service.said()
+
+
 async def test_without_a_server_there_is_nothing_to_reload(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(configuration(tmp_path, cloud=9))
     done = await trio.to_thread.run_sync(

@@ -39,6 +39,14 @@ def fields(pid: int) -> dict[str, list[str]]:
     return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
 
 
+def threads_are_alike(pid: int) -> bool:
+    """Whether every thread of a process may as little as its first one."""
+    said = fields(pid)
+    keys = ("Uid", "Gid", "CapEff", "CapPrm", "CapBnd", "CapAmb", "NoNewPrivs")
+    others = [fields(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
+    return len(others) > 1 and all(other[key] == said[key] for other in others for key in keys)
+
+
 async def reload(service: Served) -> list[str]:
     lines: list[str] = (await service.ask("reload", dry_run=False))["lines"]
     return lines
@@ -57,6 +65,7 @@ async def test_it_serves_and_reloads_as_an_ordinary_user_and_binds_low_ports_all
         assert status["Uid"] == [str(who.pw_uid)] * 4
         assert status["CapEff"] == [f"{1 << 10:016x}"]
         assert status["NoNewPrivs"] == ["1"]
+        assert threads_are_alike(service.process.pid)
         assert "running as nobody (uid" in service.said()
         assert await service.get() == b"hello"
         owners = {path.stat().st_uid for path in (folder / "store", *(folder / "store").rglob("*"))}
@@ -79,6 +88,7 @@ async def test_workers_are_the_same_user_with_the_same_capabilities_and_so_is_wh
         async def alike() -> list[int]:
             workers = [worker["pid"] for worker in (await service.ask("status"))["workers"]]
             for pid in workers:
+                assert threads_are_alike(pid)
                 after = fields(pid)
                 for key in ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "CapBnd", "CapAmb", "NoNewPrivs"):
                     assert before[key] == after[key], key

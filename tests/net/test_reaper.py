@@ -64,6 +64,17 @@ async def test_the_next_look_does_not_wait_longer_for_that(autojump_clock: MockC
     assert woken[-1] == pytest.approx(began + 2 * reaper.PERIOD)
 
 
+async def test_a_loop_that_is_busy_puts_nobody_off(mock_clock: MockClock) -> None:
+    woken: list[float] = []
+    reaper = Reaper()
+    reaper.watched.update(Overdue(woken) for _ in range(1500))
+    async with looking(reaper) as began:
+        while len(woken) < 1500:
+            mock_clock.jump(0.02)  # for which others kept the loop, in each of its turns
+            await trio.lowlevel.checkpoint()
+    assert woken[-1] < began + 3 * reaper.PERIOD
+
+
 async def test_who_ends_or_moves_on_meanwhile_is_left_alone(autojump_clock: MockClock) -> None:
     woken: list[float] = []
     reaper = Reaper()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import socket
 import ssl
@@ -117,6 +118,41 @@ async def test_a_write_may_last_as_long_as_the_patience(connect: Connect) -> Non
             assert stream.overdue(now + 11)
             nursery.cancel_scope.cancel()
         assert not stream.overdue(math.inf)
+
+
+@pytest.mark.parametrize("what", ["read", "write"])
+async def test_what_waited_too_long_is_gone_without_the_collector(what: str) -> None:
+    """Thousands end at once, and their memory is wanted then."""
+    reaper = Reaper()
+    ended: list[str] = []
+
+    async def wait() -> None:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        stream = Stream(near, reaper)
+        stream.expect(0)
+        stream.write_patience = 0
+        try:
+            await (stream.receive_some() if what == "read" else stream.send_all(bytes(1 << 24)))
+        except StreamTimeout:
+            ended.append(what)
+        stream.close()
+        far.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            [late] = reaper.watched
+            late.interrupt(StreamTimeout("too long"))
+            del late
+        assert ended == [what]
+        await trio.lowlevel.checkpoint()
+        assert not [one for one in gc.get_objects() if isinstance(one, Stream) and one._reaper is reaper]
+    finally:
+        gc.enable()
 
 
 async def test_a_deadline_holds_whether_anybody_waits_or_not() -> None:

@@ -146,6 +146,29 @@ async def test_a_disk_that_fails_is_told_of_once_and_lines_come_back(
     assert caplog.messages[1:] == [f"access log: {file} takes lines again; 2 were lost"]
 
 
+async def test_what_has_no_line_does_not_end_the_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that is passed through, where lines are as nginx writes them."""
+    tries: list[int] = []
+
+    def write(self: Destination, lines: Sequence[str]) -> None:
+        tries.append(len(lines))
+        if lines:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Destination, "write", write)
+    witness = Witness()
+    log = AccessLog(witness, settings(tmp_path / "access.log", access_format="combined"))
+    async with running(log):
+        witness.exchange(exchange(1))
+        with trio.fail_after(5):
+            await until(lambda: log.dropped == 1)
+            witness.passage(Passage(2, "192.0.2.1", "pbx.test", None, 0.0))
+            await until(lambda: 0 in tries)
+    assert len(caplog.messages) == 1
+
+
 async def test_a_pipe_that_nobody_reads_costs_lines_and_neither_memory_nor_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,7 +47,9 @@ def drain(reader: int, last: bytes) -> bytes:
     """What comes, up to and with `last`."""
     got = b""
     while last not in got:
-        got += os.read(reader, 65536)
+        more = os.read(reader, 65536)
+        assert more, got[-500:]
+        got += more
     return got
 
 
@@ -93,18 +95,42 @@ def test_after_the_end_events_are_written_at_once_unless_nobody_takes_them(
     assert stuck.close()
 
 
-def test_a_disk_that_fails_costs_lines_and_says_how_many(root_logger: None) -> None:
+def test_what_was_folded_is_told_before_the_end(root_logger: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    monkeypatch.setattr(module, "STDERR", writer)
+    with events_aside():
+        for _ in range(3):
+            logging.getLogger("trioproxy.test").warning("trouble")
+    os.close(writer)
+    assert b"2 more times in the last minute" in drain(reader, b"minute\n")
+    os.close(reader)
+
+
+def test_what_is_no_text_is_written_all_the_same() -> None:
+    """Part of a traceback, say, whose message came from elsewhere."""
+    reader, writer = os.pipe()
+    scribe = Scribe(Destination(writer))
+    scribe.write("ValueError: \udcff\n")
+    assert drain(reader, b"\n") == b"ValueError: \\udcff\n"
+    assert scribe.close()
+    os.close(writer)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("trouble", [OSError(errno.ENOSPC, "full"), MemoryError()])
+def test_a_disk_that_fails_costs_lines_and_says_how_many(trouble: Exception, root_logger: None) -> None:
     class Failing(Destination):
         def __init__(self) -> None:
             super().__init__(1)
             self.full = True
+            self.trouble = trouble
             self.asked = threading.Semaphore(0)
             self.written: list[str] = []
 
         def write(self, lines: Sequence[str]) -> None:
             self.asked.release()
             if self.full:
-                raise OSError(errno.ENOSPC, "full")
+                raise self.trouble
             self.written += lines
 
     to = Failing()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 import trio
 
-from trioproxy.cli.common import CONFIG_WRONG, load_config, print_mistakes, read_config
+from trioproxy.cli.common import CONFIG_WRONG, config_path, load_config, print_mistakes
 from trioproxy.config.load import load
 from trioproxy.config.model import Config
 from trioproxy.errors import ConfigError, TrioproxyError
@@ -18,7 +18,6 @@ from trioproxy.life.worker import is_worker
 from trioproxy.life.worker import run as run_worker
 from trioproxy.logs import configure
 from trioproxy.process.privileges import forbid_dumps
-from trioproxy.witness.scribe import events_aside
 
 
 @click.command("serve")
@@ -35,7 +34,7 @@ def command(context: click.Context) -> None:
         config = load_config(context)
     else:
         try:
-            config = read_config(context)
+            config = load(config_path(context))  # whose name its predecessor has printed: nobody need read it now
         except ConfigError as exc:
             print_mistakes(exc)
             heir.refuse(exc.lines())
@@ -49,8 +48,7 @@ def run_server(config: Config, reload: Callable[[], Config], circumstances: Circ
     from trioproxy.server import Server  # here, for a worker needs none of it, and is to be there soon
 
     try:
-        with events_aside():
-            trio.run(Server(config, reload, circumstances).run)
+        trio.run(Server(config, reload, circumstances).run)
     except TrioproxyError as exc:
         if circumstances and circumstances.inheritance:
             circumstances.inheritance.refuse([str(exc)])

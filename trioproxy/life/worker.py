@@ -83,10 +83,8 @@ def run(descriptor: int) -> None:
     """
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    configure("info")  # until it is told otherwise
     try:
-        with events_aside():
-            trio.run(_run, socket.socket(fileno=descriptor))
+        trio.run(_run, socket.socket(fileno=descriptor))
     except TrioproxyError as exc:
         sys.exit(f"trioproxy: worker {os.getpid()}: {exc}")
 
@@ -103,7 +101,8 @@ async def _run(sock: socket.socket) -> None:
             await channel.send({"id": begin["id"]})
         except ChannelClosed:  # the supervisor has thought better of it
             return
-        await worker.run(signals)
+        with events_aside():
+            await worker.run(signals)
 
 
 def share(config: Config, workers: int) -> Config:

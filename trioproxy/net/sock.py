@@ -352,6 +352,9 @@ class Stream:
         """What ended it. A copy: raised itself, it would hold the frames that hold this stream, for the collector."""
         return ConnectionLost("closed by us") if self._error is None else copy.copy(self._error)
 
+    def _timed_out(self) -> bool:
+        return isinstance(self._error, StreamTimeout)
+
     async def _until_readable(self) -> None:
         if self._error is not None or self._fd < 0:
             raise self._why()
@@ -372,9 +375,8 @@ class Stream:
         try:
             await wait_writable(self._fd)
         except trio.ClosedResourceError as exc:
-            why = self._why()
-            if isinstance(why, StreamTimeout):
+            if self._timed_out():
                 self._end_by_reset()  # else the kernel would go on offering for minutes what nobody takes
-            raise why from exc
+            raise self._why() from exc
         finally:
             self._write_by = None

@@ -153,7 +153,7 @@ class AccessLog(Listener):
         except OSError as exc:
             self._lost(len(lines), exc.strerror or str(exc))
         else:
-            if self._told:
+            if self._told and lines:
                 log.warning("access log: %s takes lines again; %d were lost", destination, self._unwritten)
                 self._told = ""
                 self._unwritten = 0

@@ -116,7 +116,7 @@ def _until_writable(descriptor: int) -> None:
 
 
 def _encoded(lines: Sequence[str]) -> Iterator[bytes]:
-    return (line.encode() for line in lines)
+    return (line.encode("utf-8", "backslashreplace") for line in lines)
 
 
 def _pieces(lines: Iterator[bytes]) -> Iterator[bytes]:

@@ -7,11 +7,12 @@ event loop and with it every connection.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from trioproxy.logs import write_to
+from trioproxy.logs import tell_what_was_folded, write_to
 from trioproxy.witness.destination import STDERR, Destination
 
 log = logging.getLogger("trioproxy.log")
@@ -61,14 +62,14 @@ class Scribe:
 
     def _run(self) -> None:
         while lines := self._next():
+            failed = False
             try:
                 self._to.write(lines)
-            except OSError:
-                with self._news:
-                    self._lost += len(lines)
-                continue
+            except Exception:  # whatever it is, there is nobody to be told of it, and the next lines may fare better
+                failed = True
             with self._news:
-                lost, self._lost = self._lost, 0
+                self._size -= sum(map(len, lines))
+                lost, self._lost = (0, self._lost + len(lines)) if failed else (self._lost, 0)
             if lost:
                 log.warning("%d events were not written here: nobody took them, or the disk did not", lost)
 
@@ -76,17 +77,18 @@ class Scribe:
         with self._news:
             while not self._lines and not self._over:
                 self._news.wait()
-            lines, self._lines, self._size = self._lines, [], 0
+            lines, self._lines = self._lines, []
             return lines
 
 
 @contextmanager
 def events_aside() -> Iterator[None]:
-    """Until the block ends, a thread writes what trioproxy's loggers say."""
+    """Until the block ends, a thread writes what our loggers say. Not to begin before this process is its user's."""
     scribe = Scribe(Destination(STDERR))
     before = write_to(scribe)
     try:
         yield
     finally:
+        tell_what_was_folded(math.inf)
         if scribe.close():  # else whoever says something more would wait for what nobody takes
             write_to(before)
