@@ -295,6 +295,9 @@ async def test_workers_whose_supervisor_was_killed_finish_and_end(tmp_path: Path
         gate.set()
         for worker in workers:
             await gone(worker)
+        with trio.fail_after(PATIENCE):
+            while len(bodies) < 8:  # noqa: ASYNC110 - they were sent; their readers may not have had their turn
+                await trio.sleep(0.01)
         assert bodies == [b"firstlast."] * 8
 
 
