@@ -43,5 +43,7 @@ async def test_a_log_that_nobody_takes_stops_nobody(tmp_path: Path) -> None:
                 for _ in range(RELOADS):
                     await service.ask("reload", dry_run=False)
                 assert await service.get() == b"hello"
+                await service.ask("upgrade")
+                assert await service.get() == b"hello"
     os.close(pipe)
     assert moved
