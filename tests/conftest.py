@@ -1,9 +1,12 @@
-"""What all tests share: how a test says what it cannot run without, and how Hypothesis behaves."""
+"""What all tests share: how a test says what it cannot run without, a folder for others, and how Hypothesis behaves."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -24,3 +27,12 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     """
     missing = [program for program in programs if shutil.which(program) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (make test installs them)")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that anybody may enter; those of pytest are its user's alone."""
+    made = Path(tempfile.mkdtemp(prefix="trioproxy-test-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,15 +32,6 @@ path = "{folder}/store"
 [process]
 user = "{user}"
 """
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that anybody may enter; those of pytest are its user's alone."""
-    made = Path(tempfile.mkdtemp(prefix="trioproxy-test-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
 
 
 async def stored(folder: Path) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +25,6 @@ pytestmark = [
 ]
 
 SITE = f'"{NAME}" = {{ "/" = {{ redirect = "https://example.com/" }} }}\n[process]\nuser = "{USER}"\n'
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that anybody may enter; those of pytest are its user's alone."""
-    made = Path(tempfile.mkdtemp(prefix="trioproxy-test-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
 
 
 @attrs.frozen

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +12,6 @@ from click.testing import CliRunner, Result
 from trioproxy.cli.main import command
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can see with the eyes of others")
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that anybody may enter; those of pytest are its user's alone."""
-    made = Path(tempfile.mkdtemp(prefix="trioproxy-test-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
 
 
 def check(folder: Path, user: str) -> Result:

@@ -7,8 +7,6 @@ import pwd
 import shutil
 import signal
 import socket
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +17,6 @@ from tests.process.interpreters import USER, interpreter
 from tests.proxy.stage import HELLO, answering, backend
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that anybody may enter; those of pytest are its user's alone."""
-    made = Path(tempfile.mkdtemp(prefix="trioproxy-test-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
 
 
 def text(folder: Path, port: int) -> str:
