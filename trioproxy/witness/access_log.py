@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
-from typing import Literal
 
 import trio
 from trio.lowlevel import checkpoint_if_cancelled
@@ -35,10 +33,6 @@ MOST = 2 * 1024 * 1024
 
 LAST = 1.0
 """Seconds that a destination gets at the end to take what waits."""
-
-
-def _destination(access: Path | Literal["-"]) -> Destination:
-    return Destination(STDOUT if access == "-" else access)
 
 
 class AccessLog(Listener):
@@ -74,7 +68,8 @@ class AccessLog(Listener):
                 self._leaving.append((self._to, self._lines))
                 self._lines, self._size = [], 0
                 self._asked.set()
-            self._to = _destination(settings.access) if settings.access else None
+            to = STDOUT if settings.access == "-" else settings.access
+            self._to = Destination(to) if to else None
             self._witness.remove(self)
             if self._to is not None:
                 self._witness.add(self)

@@ -25,11 +25,10 @@ LAST = 1.0
 
 
 class Scribe:
-    """What `logging.StreamHandler` takes for a stream. Beyond `most` characters that wait, lines are dropped."""
+    """What `logging.StreamHandler` takes for a stream. Beyond `MOST` characters that wait, lines are dropped."""
 
-    def __init__(self, to: Destination, most: int = MOST) -> None:
+    def __init__(self, to: Destination) -> None:
         self._to = to
-        self._most = most
         self._lines: list[str] = []
         self._size = 0
         self._lost = 0
@@ -42,7 +41,7 @@ class Scribe:
         """Have a line written soon."""
         with self._news:
             ours = threading.get_ident() == self._thread.ident  # how many were lost must not be lost as well
-            if self._size + len(line) > self._most and not ours:
+            if self._size + len(line) > MOST and not ours:
                 self._lost += 1
                 return
             self._lines.append(line)
