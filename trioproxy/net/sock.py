@@ -116,22 +116,27 @@ class Stream:
 
     # ---- reading and writing ------------------------------------------------------------------------
 
-    async def receive_some(self) -> bytes:
+    async def receive_some(self, *, likely: bool = True) -> bytes:
         """The bytes that are there, or the next that come; b"" at the end of the stream.
+
+        Args:
+            likely: False for what can hardly be here yet: a try that fails costs more than a needless wait.
 
         Raises:
             ConnectionLost: the connection broke.
             StreamTimeout: the deadline passed.
             StreamInterrupted: `interrupt` was called.
         """
-        self._calls += 1
-        if self._calls >= CALLS_IN_A_ROW:
-            await self._others_first()
+        tls = self._tls
+        if likely or (tls is not None and tls.pending()):  # what TLS has decrypted already makes no socket readable
+            self._calls += 1
+            if self._calls >= CALLS_IN_A_ROW:
+                await self._others_first()
+        else:
+            await self._until_readable()
         while True:
             try:
-                if (tls := self._tls) is not None:
-                    return tls.read(TLS_READ)
-                return self.sock.recv(MAX_READ)
+                return self.sock.recv(MAX_READ) if (tls := self._tls) is None else tls.read(TLS_READ)
             except (BlockingIOError, ssl.SSLWantReadError):
                 wait = self._until_readable
             except ssl.SSLWantWriteError:
@@ -168,12 +173,6 @@ class Stream:
                 data = memoryview(data)[sent:]
                 continue
             await wait()
-
-    async def receive_next(self) -> bytes:
-        """As `receive_some`, for what can hardly be here yet: a try that fails costs more than a needless wait."""
-        if self._tls is None or not self._tls.pending():  # what TLS has decrypted already makes no socket readable
-            await self._until_readable()
-        return await self.receive_some()
 
     async def wait_readable(self) -> None:
         """Wait until a read would not block (there is data, an end, or an error). Raises as `receive_some`."""

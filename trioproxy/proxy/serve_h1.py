@@ -104,7 +104,7 @@ async def _next_request(
         ctx.drain.waiting(stream, first=first)
         try:
             # The first comes with the end of the handshake, or was waited for by the kernel (TCP_DEFER_ACCEPT).
-            data = await (stream.receive_some() if first else stream.receive_next())
+            data = await stream.receive_some(likely=first)
         except (StreamTimeout, StreamInterrupted):
             return None
         finally:

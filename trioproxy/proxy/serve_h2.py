@@ -150,7 +150,7 @@ class _Connection:
                 self._fresh.clear()
                 self.ring()
                 # A record that was not full is the last that its sender had.
-                data = await (stream.receive_next() if len(data) < TLS_READ else stream.receive_some())
+                data = await stream.receive_some(likely=len(data) == TLS_READ)
         except StreamInterrupted:  # by our writer, when all was said
             pass
         except StreamError as exc:

@@ -93,8 +93,7 @@ class H1Upstream:
     async def receive(self) -> None:
         """See `Upstream.receive`."""
         try:
-            stream = self._stream
-            data = await (stream.receive_some() if self._reader.started else stream.receive_next())
+            data = await self._stream.receive_some(likely=self._reader.started)
         except ClientLeft:
             raise
         except StreamTimeout as exc:
