@@ -38,7 +38,6 @@ def test_closed_after_the_last_request() -> None:
     reader = RequestReader(Limits())
     read(reader, [GET + b"Connection: close\r\n\r\n" + GET])
     assert reader.closed
-    assert not reader.started
 
 
 def test_expect() -> None:
@@ -115,12 +114,12 @@ def test_pipelined_requests_come_one_at_a_time() -> None:
     assert (second.target, second.authority) == (b"/2", b"b")
     assert reader.next() == End()
     assert reader.next() is None
-    assert reader.started
+    assert reader.unread
 
 
-def test_started() -> None:
+def test_unread() -> None:
     reader = RequestReader(Limits())
-    for data, events, started in (
+    for data, events, unread in (
         (b"", 0, False),
         (b"G", 0, True),
         (b"ET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 2, False),
@@ -129,7 +128,7 @@ def test_started() -> None:
         (b"Content-Length: 5\r\n\r\nhe", 2, False),
     ):
         assert len(read(reader, [data])) == events
-        assert reader.started is started
+        assert reader.unread is unread
 
 
 def test_one_empty_line_before_a_request() -> None:

@@ -256,12 +256,3 @@ def test_an_unfinished_response_is_not_overtaken() -> None:
     read(reader, [OK + b"Content-Length: 2\r\n\r\nh"])
     with pytest.raises(UpstreamProtocolError):
         reader.expect(b"GET")
-
-
-def test_started() -> None:
-    silent, early, broken = ResponseReader(), ResponseReader(), ResponseReader()
-    for reader, data in ((silent, b""), (early, b"HTTP/1.1 100 Continue\r\n\r\n"), (broken, b"x\r\n\r\n")):
-        reader.expect(b"GET")
-        assert not reader.started
-        assert isinstance(read(reader, [data], eof=True)[-1], UpstreamProtocolError)
-    assert (silent.started, early.started, broken.started) == (False, True, True)

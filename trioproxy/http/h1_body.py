@@ -82,33 +82,46 @@ class MessageReader(ABC, Generic[HeadT]):
 
     def next(self) -> HeadT | bytes | End | None:
         """The next event, or None when more input is needed (or none is wanted any more)."""
-        if self._state >= END:
-            if self._state == END:
-                self._ended()
-                return WHOLE
-            if self._state == BROKEN:
-                self._refuse("the connection is broken")
-            return None
-        while True:
-            if self._pos == len(self._data):
-                if self._queue:
-                    self._data = self._queue.popleft()
-                    self._pos = 0
-                    continue
+        while (state := self._state) < END:
+            if self._pos < len(self._data):
+                event = self._read_head() if state == HEAD else self._step(state)
+                if event is not None:
+                    return event
+            elif self._queue:
+                self._data = self._queue.popleft()
+                self._pos = 0
+            else:
                 return self._at_eof() if self._eof else None
-            event = self._step()
-            if event is not None or self._state >= END:
-                return event
+        if self.over():
+            return WHOLE
+        if state == BROKEN:
+            self._refuse("the connection is broken")
+        return None
+
+    def over(self) -> bool:
+        """Whether the message ends here, without trailers. `next` then gives no End for it any more."""
+        if self._state != END:
+            return False
+        self._ended()
+        return True
+
+    def whole(self) -> bytes | None:
+        """The body, if it has a length and is all that was fed and not read; `next` gives nothing of it any more."""
+        if self._state == LENGTH and len(self._data) - self._pos == self._left:
+            body = self._data[self._pos :]
+            self._data = b""  # not kept until something else comes
+            self._pos = 0
+            self._ended()
+            return body
+        return b"" if self.over() else None
 
     @property
-    def _unread(self) -> bool:
+    def unread(self) -> bool:
+        """Whether anything was fed that no event has told of."""
         return self._pos < len(self._data) or bool(self._partial or self._queue)
 
-    def _step(self) -> HeadT | bytes | End | None:
-        """Consume input; None when the input or the present line is used up."""
-        state = self._state
-        if state == HEAD:
-            return self._read_head()
+    def _step(self, state: int) -> bytes | End | None:
+        """Consume input of a body; None when the input or the present line is used up."""
         if state in _IN_DATA:
             data, pos = self._data, self._pos
             self._pos = end = len(data)

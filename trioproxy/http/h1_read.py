@@ -64,11 +64,6 @@ class RequestReader(MessageReader[RequestHead]):
         self._plain_fields: Headers = []  # what they are without it,
         self._plain_authority = b""  # and the host
 
-    @property
-    def started(self) -> bool:
-        """Whether part of the next head has arrived: a client that now stays silent gets 408, another one nothing."""
-        return self._state == HEAD and self._unread
-
     def _refuse(self, reason: str, status: int | None = None) -> NoReturn:
         self._state = BROKEN
         raise RequestError(reason, status)
@@ -225,7 +220,6 @@ class ResponseReader(MessageReader[ResponseHead]):
         self._method = b""
         self._upgrade = False
         self._keep_alive = True
-        self._begun = False
         self._interim = 0  # bytes of heads below 200, of the awaited response
         self._state = STOPPED
 
@@ -244,19 +238,13 @@ class ResponseReader(MessageReader[ResponseHead]):
             self._refuse("the backend's connection is not at a message's beginning")
         self._method = method
         self._upgrade = upgrade
-        self._begun = False
         self._interim = 0
         self._state = HEAD
 
     @property
-    def started(self) -> bool:
-        """Whether anything of the awaited response has arrived, also after it broke."""
-        return self._begun or self._unread
-
-    @property
     def reusable(self) -> bool:
         """Whether the connection can carry another request: between messages, kept alive, and nothing unread."""
-        return self._state == STOPPED and self._keep_alive and not self._eof and not self._unread
+        return self._state == STOPPED and self._keep_alive and not self._eof and not self.unread
 
     def rest(self) -> bytes:
         """Everything fed and not consumed, taken out: what a backend sent behind its 101. The reader then stops."""
@@ -274,7 +262,6 @@ class ResponseReader(MessageReader[ResponseHead]):
         self._state = STOPPED
 
     def _read_head(self) -> ResponseHead | None:
-        self._begun = True
         head = self._take_block(self._limits.header_size)
         if head is None:
             return None
@@ -283,8 +270,7 @@ class ResponseReader(MessageReader[ResponseHead]):
             self._refuse("an invalid status line")
         minor, code, reason = line.groups(b"")
         try:
-            fields = parse_fields(head[line.end() :])
-            return self._judge(int(code), reason, _VERSIONS[minor], fields)
+            return self._judge(int(code), reason, _VERSIONS[minor], parse_fields(head[line.end() :]))
         except FieldError as exc:
             self._refuse(str(exc))
 
@@ -292,13 +278,12 @@ class ResponseReader(MessageReader[ResponseHead]):
         if len(fields) > self._limits.header_fields:
             self._refuse("too many header fields")
         said: dict[bytes, list[bytes]] = {}
-        for name, value in fields:
-            if name in _RESPONSE_POLICY:
-                said.setdefault(name, []).append(value)
+        for name, value in [field for field in fields if field[0] in _RESPONSE_POLICY]:
+            said.setdefault(name, []).append(value)
+        framed: int | Literal["chunked", "to end"] | None
         framed = framing(said.get(b"content-length", []), said.get(b"transfer-encoding", []), version)
         wishes = options(said[b"connection"]) if b"connection" in said else []
         keep_alive = b"close" not in wishes and (version == (1, 1) or b"keep-alive" in wishes)
-        length: int | None = 0
         if status < 200:
             if status == 101:
                 if not self._upgrade:
@@ -309,14 +294,13 @@ class ResponseReader(MessageReader[ResponseHead]):
             if self._interim > self._limits.header_size:
                 self._refuse("heads below 200 without end")
             return ResponseHead(status, reason, fields, version, 0, keep_alive)
-        if status == 204 and framed:
-            keep_alive = False  # it has no body, but its sender seems to think otherwise
-        if framed is None and not (self._method == b"HEAD" or status in (204, 304)):
+        if self._method == b"HEAD" or status in (204, 304):
+            if status == 204 and framed:
+                keep_alive = False  # it has no body, but its sender seems to think otherwise
+            framed = 0
+        elif framed is None:
             keep_alive = False
-            length = self._await_body("to end")
-        elif self._method == b"HEAD" or status in (204, 304) or framed is None:
-            self._await_body(0)
-        else:
-            length = self._await_body(framed)
+            framed = "to end"
+        length = self._await_body(framed)
         self._keep_alive = keep_alive
         return ResponseHead(status, reason, fields, version, length, keep_alive)

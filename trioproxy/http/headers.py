@@ -207,28 +207,19 @@ def response_headers_h2(
 
 def _passed_on(head: ResponseHead, pseudonym: bytes) -> tuple[Headers, bytes, bool]:
     """The fields that go on, with our Via; the Content-Length that came; and whether there is a Date."""
-    named: list[bytes] = []
-    received = b""
-    length_sent = b""
-    dated = False
-    kept: Headers = []
-    for field in head.headers:
-        name = field[0]
-        if name not in _NOT_FROM_BACKENDS:
-            kept.append(field)
-            if name == b"date":
-                dated = True
-        elif name == b"content-length":
-            length_sent = field[1]
-        elif name == b"connection":
-            named += options([field[1]])
-        elif name == b"via":
-            received += field[1] + b", "
-    if named and not _USUAL_OPTIONS.issuperset(named):
-        kept = [field for field in kept if field[0] not in named]
-        dated = dated and b"date" not in named
-    kept.append((b"via", received + _via(head.http_version, pseudonym)))
-    return kept, length_sent, dated
+    said = dict(head.headers)
+    dated = b"date" in said
+    kept = [field for field in head.headers if field[0] not in _NOT_FROM_BACKENDS]
+    if b"connection" in said:
+        named = options([value for name, value in head.headers if name == b"connection"])
+        if not _USUAL_OPTIONS.issuperset(named):
+            kept = [field for field in kept if field[0] not in named]
+            dated = dated and b"date" not in named
+    via = _via(head.http_version, pseudonym)
+    if b"via" in said:
+        via = b", ".join([*(value for name, value in head.headers if name == b"via"), via])
+    kept.append((b"via", via))
+    return kept, said.get(b"content-length", b""), dated
 
 
 def clean_trailers(trailers: Iterable[Header]) -> list[Header]:

@@ -28,6 +28,8 @@ class Client(Protocol):
     def ready(self) -> bytes | End | None:
         """The next piece of the request's body if it is here already; None if it would have to be waited for.
 
+        Not to be asked of a request whose `body_length` is 0: that is whole with its head.
+
         Raises:
             RequestError: the body breaks the framing it announced.
         """

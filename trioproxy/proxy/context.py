@@ -54,7 +54,7 @@ class Drain:
 
     Attributes:
         begun: Whether it is stopping.
-        idle: Those that wait for a next request.
+        idle: Those that wait for a next request, and may be interrupted without loss.
         fresh: Those that wait for their first: their clients have come to ask, and get a moment more.
         several: All that carry several at once (HTTP/2), idle or not: they are told, and know themselves when to end.
     """
@@ -64,15 +64,6 @@ class Drain:
         self.idle: set[Stream] = set()
         self.fresh: set[Stream] = set()
         self.several: set[Several] = set()
-
-    def waiting(self, stream: Stream, *, first: bool = False) -> None:
-        """`stream` begins to wait for a next request, or its first, and may be interrupted without loss."""
-        (self.fresh if first else self.idle).add(stream)
-
-    def busy(self, stream: Stream) -> None:
-        """`stream` has something to do, or has ended."""
-        self.idle.discard(stream)
-        self.fresh.discard(stream)
 
     def begin(self) -> None:
         """From now on no connection waits for another request, and none for its first longer than `FIRST_WORD`."""

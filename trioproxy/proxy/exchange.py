@@ -140,7 +140,7 @@ class _Asking:
         self._fields = fields
         self._client = client
         self._hsts = hsts  # what the client is to be told of its own next requests
-        self._body = _arrived(client)
+        self._body = _NO_BODY if request.body_length == 0 else _arrived(client)
         self._uploaded = bool(self._body) and isinstance(self._body[-1], End)  # or will be with what is sent first
         self._answered = False  # whether the final response has begun
 
@@ -226,12 +226,18 @@ class _Asking:
                 self._ctx.witness.under_way(record, "upgraded")
             await client.tunnel(head, upstream, self._choice.route.timeouts.tunnel)
             return
-        upstream.expect(self._choice.route.timeouts.tunnel)
         if head.status == 400:
             self._explain_refusal(upstream.backend)
         client.start(self._as_sent(head))
         if followed:
             self._ctx.witness.under_way(record, "answered")
+        if (body := upstream.whole()) is not None:
+            if body:
+                client.body(body)
+                record.sent = len(body)
+            client.end(())
+            return
+        upstream.expect(self._choice.route.timeouts.tunnel)
         try:
             while not isinstance(event := upstream.next(), End):
                 if event is None:
@@ -252,15 +258,13 @@ class _Asking:
     async def _final_head(self, upstream: Upstream) -> ResponseHead:
         """The head of the final response, or of a 101; the other 1xx are passed on as they come."""
         while True:
-            head = upstream.next()
-            if not isinstance(head, ResponseHead):
-                if self._client.pending():
-                    await self._client.flush()
-                await upstream.receive()
-            elif head.status >= 200 or head.status == 101:
-                return head
-            else:
+            await upstream.receive()  # at once, when something has come already
+            while isinstance(head := upstream.next(), ResponseHead):
+                if head.status >= 200 or head.status == 101:
+                    return head
                 self._client.informational(head)
+            if self._client.pending():
+                await self._client.flush()
 
     def _as_sent(self, head: ResponseHead) -> ResponseHead:
         """The final head as the client gets it, but for what depends on the client's HTTP version."""
@@ -294,8 +298,6 @@ _NO_BODY = (END,)
 def _arrived(client: Client) -> Sequence[bytes | End]:
     """What has come of the request's body already."""
     piece = client.ready()
-    if isinstance(piece, End) and not piece.trailers:
-        return _NO_BODY
     pieces: list[bytes | End] = []
     size = 0
     while piece is not None:

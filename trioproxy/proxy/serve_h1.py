@@ -13,7 +13,7 @@ from trioproxy.config.model import HostPort
 from trioproxy.errors import RequestError, ResponseAborted, StreamInterrupted, StreamTimeout, UpstreamError
 from trioproxy.http.h1 import RequestReader, chunk_prefix, encode_last_chunk, encode_response_head
 from trioproxy.http.headers import Framing, clean_trailers, error_page, reason_phrase, response_headers
-from trioproxy.http.messages import End, Event, Header, Headers, RequestHead, ResponseHead
+from trioproxy.http.messages import End, Header, Headers, RequestHead, ResponseHead
 from trioproxy.net.sock import Stream
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import FIRST_WORD, ProxyContext, Visit
@@ -39,27 +39,26 @@ async def serve_h1(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
     patience, first = timeouts.header, True
     while True:
         stream.write_patience = timeouts.idle
-        client = H1Client(ctx, stream, reader, timeouts.idle)
         try:
             request = await _next_request(ctx, stream, reader, patience, timeouts.header, first=first)
         except RequestError as exc:
             log.info("%s: refused: %s", visit.peer, exc)
-            client.record = visit.record(None)
+            client = H1Client(ctx, stream, reader, timeouts.idle, visit.record(None))
             blame(client.record, exc)
             client.fail(exc)
             request = None
         else:
             if request is None:
                 return
-            client.record = visit.record(request)
-            client.begin(request)
+            client = H1Client(ctx, stream, reader, timeouts.idle, visit.record(request))
         try:
             if request is not None:
                 await _answer(ctx, visit, request, client, answer)
             if client.broken:
                 stream.abort()
                 return
-            await client.flush()
+            if client.unsent:
+                await client.flush()
         except BaseException as exc:
             blame(client.record, exc)
             if client.ends_by_closing:  # then an ordinary end would make a part look like the whole
@@ -72,6 +71,7 @@ async def serve_h1(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
             stream.send_eof()
             await stream.drain()
             return
+        del client  # which an idle connection shall not keep
         patience, first = timeouts.idle, False
 
 
@@ -94,36 +94,36 @@ async def _next_request(
     Raises:
         RequestError: it breaks the rules, or was begun and not finished within `header` seconds (408).
     """
-    request: Event | None = reader.next()
-    if request is None and not reader.started:
-        if ctx.drain.begun:
-            if not first:
+    while True:
+        if not reader.unread:
+            if ctx.drain.begun:
+                if not first:
+                    return None
+                patience = min(patience, FIRST_WORD)
+            stream.expect(patience)
+            waiting = ctx.drain.fresh if first else ctx.drain.idle
+            waiting.add(stream)
+            try:
+                # The first comes with the end of the handshake, or was waited for by the kernel (TCP_DEFER_ACCEPT).
+                data = await stream.receive_some(likely=first)
+            except (StreamTimeout, StreamInterrupted):
                 return None
-            patience = min(patience, FIRST_WORD)
-        stream.expect(patience)
-        ctx.drain.waiting(stream, first=first)
-        try:
-            # The first comes with the end of the handshake, or was waited for by the kernel (TCP_DEFER_ACCEPT).
-            data = await stream.receive_some(likely=first)
-        except (StreamTimeout, StreamInterrupted):
-            return None
-        finally:
-            ctx.drain.busy(stream)
-        if not data:
-            return None
-        reader.feed(data)
+            finally:
+                waiting.discard(stream)
+            if not data:
+                return None
+            reader.feed(data)
         request = reader.next()
-    if request is None:
-        request = await _rest_of_head(stream, reader, header)
-    if request is not None and not isinstance(request, RequestHead):
-        raise TypeError(f"between two messages the reader returned {request!r}")
-    return request
+        if isinstance(request, RequestHead):
+            return request
+        if reader.unread:  # more than the empty line that may come before a request
+            return await _rest_of_head(stream, reader, header)
 
 
-async def _rest_of_head(stream: Stream, reader: RequestReader, header: float) -> Event | None:
+async def _rest_of_head(stream: Stream, reader: RequestReader, header: float) -> RequestHead | None:
     stream.deadline = trio.current_time() + header
     try:
-        while (request := reader.next()) is None:
+        while not isinstance(request := reader.next(), RequestHead):
             data = await stream.receive_some()
             if not data:
                 return None
@@ -141,36 +141,33 @@ class H1Client:
         started: The final response's head was handed over.
         closing: The connection ends after this response.
         broken: It ends now, with a reset.
-        record: See `Client`; set as soon as there is something to tell.
+        unsent: What was collected to be sent.
+        record: See `Client`.
     """
-
-    record: Exchange
 
     # Most requests leave these as they are, and setting them would cost each of them part of a microsecond.
     started = False
     closing = True  # until a request says otherwise
     broken = False
-    _request: RequestHead | None = None
     _asked_all = False  # whether the request's end has been read
     _framing = Framing.EMPTY
-    _size = 0
 
-    def __init__(self, ctx: ProxyContext, stream: Stream, reader: RequestReader, idle: float) -> None:
+    def __init__(self, ctx: ProxyContext, stream: Stream, reader: RequestReader, idle: float, record: Exchange) -> None:
+        self.record = record
+        self.unsent: list[bytes] = []
         self._ctx = ctx
         self._stream = stream
         self._reader = reader
         self._idle = idle
-        self._out: list[bytes] = []
+        self._request = request = record.request
+        if request is not None:
+            self.closing = not request.keep_alive
+            self._asked_all = reader.over()
 
     @property
     def ends_by_closing(self) -> bool:
         """Whether nothing but the connection's end tells the client where the response ends (HTTP/1.0)."""
         return self._framing is Framing.UNTIL_CLOSE
-
-    def begin(self, request: RequestHead) -> None:
-        """This exchange is about `request`."""
-        self._request = request
-        self.closing = not request.keep_alive
 
     # ---- the request's body -------------------------------------------------------------------------
 
@@ -209,7 +206,7 @@ class H1Client:
     def _skip_ready_body(self) -> None:
         """Read past a body that nobody wanted, as far as it is here already; if it is not, the connection must end."""
         try:
-            while not self._asked_all and self.ready() is not None:
+            while self.ready() is not None and not self._asked_all:
                 pass
         except RequestError:
             pass
@@ -227,7 +224,8 @@ class H1Client:
         """See `Client.start`."""
         self.started = True
         self.record.status = head.status
-        self._skip_ready_body()
+        if not self._asked_all:
+            self._skip_ready_body()
         self.closing = self.closing or self._ctx.drain.begun
         self._framing = self._add_head(head)
         if self._framing is Framing.UNTIL_CLOSE:
@@ -239,22 +237,20 @@ class H1Client:
         headers, framing = response_headers(
             head, self._request, pseudonym=self._ctx.pseudonym, date=self._ctx.dates.now(), close=self.closing
         )
-        self._add(encode_response_head(head.status, head.reason, headers))
+        self.unsent.append(encode_response_head(head.status, head.reason, headers))
         return framing
 
     def body(self, data: bytes) -> None:
         """See `Client.body`."""
         if self._framing is Framing.CHUNKED:
-            self._add(chunk_prefix(len(data)))
-            self._add(data)
-            self._add(b"\r\n")
+            self.unsent += (chunk_prefix(len(data)), data, b"\r\n")
         elif self._framing is not Framing.EMPTY:
-            self._add(data)
+            self.unsent.append(data)
 
     def end(self, trailers: Sequence[Header]) -> None:
         """See `Client.end`."""
         if self._framing is Framing.CHUNKED:
-            self._add(encode_last_chunk(clean_trailers(trailers)))
+            self.unsent.append(encode_last_chunk(clean_trailers(trailers)))
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """See `Client.answer`."""
@@ -273,7 +269,7 @@ class H1Client:
             headers.append((b"connection", b"close"))
             self.record.status = error.status
             self.record.sent = len(page)
-            self._add(encode_response_head(error.status, reason_phrase(error.status), headers) + page)
+            self.unsent.append(encode_response_head(error.status, reason_phrase(error.status), headers) + page)
         else:
             self.answer(error.status, [h for h in headers if h[0] != b"content-length"], page)
 
@@ -293,18 +289,13 @@ class H1Client:
         finally:
             self._ctx.tunnels.discard(self._stream)
 
-    def _add(self, data: bytes) -> None:
-        self._out.append(data)
-        self._size += len(data)
-
     def pending(self) -> int:
         """See `Client.pending`."""
-        return self._size
+        return sum(map(len, self.unsent))
 
     async def flush(self) -> None:
         """See `Client.flush`."""
-        if self._out:
-            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-            self._out.clear()
-            self._size = 0
+        if unsent := self.unsent:
+            data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            unsent.clear()
             await self._stream.send_all(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from trioproxy.access import EVERYONE
 from trioproxy.config.model import Site
 from trioproxy.errors import InvalidName, RequestError, UpstreamError
 from trioproxy.http.messages import RequestHead
@@ -30,7 +31,8 @@ async def answer_site(ctx: ProxyContext, visit: Visit, request: RequestHead, cli
     site = found[2]
     client.record.name = site.name
     try:
-        if not permitted(ctx, site, visit.peer):  # asked again: a reload may have changed the rule
+        # Asked again: a reload may have changed the rule.
+        if site.access is not EVERYONE and not permitted(ctx, site, visit.peer):
             raise RequestError(f"{site.name} is not open to this client", 403)
         await exchange(ctx, visit, site, request, client)
     except (RequestError, UpstreamError) as exc:

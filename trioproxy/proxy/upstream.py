@@ -89,6 +89,12 @@ class Upstream(Protocol):
             UpstreamError: the response is none.
         """
 
+    def whole(self) -> bytes | None:
+        """After the final head: the response's body, if nothing else of it is to come, not even trailers.
+
+        `next` gives nothing of it any more. None when the body must be had from `next`.
+        """
+
     async def receive(self) -> None:
         """Wait until more of the response has come. Whatever `next` gave before must have been passed on or kept.
 

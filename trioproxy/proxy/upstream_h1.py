@@ -27,6 +27,7 @@ class H1Upstream:
     """
 
     __slots__ = (
+        "_answering",
         "_asker",
         "_chunked",
         "_interrupted",
@@ -39,6 +40,7 @@ class H1Upstream:
         "idle_since",
         "next",
         "reused",
+        "whole",
     )
 
     def __init__(
@@ -52,10 +54,12 @@ class H1Upstream:
         self._reaper = reaper
         self._release = release
         self._asker: Asker | None = None  # while a request is under way
+        self._answering = False  # something of the awaited response has come
         self._chunked = False
         self._interrupted = False
         # Asked several times for each response, so without a function of ours between: see `Upstream`.
         self.next = self._reader.next
+        self.whole = self._reader.whole
         self.expect = stream.expect
         reaper.watched.add(self)
 
@@ -66,6 +70,7 @@ class H1Upstream:
     ) -> None:
         """See `Upstream.ask`."""
         self._asker = asker
+        self._answering = False
         self._chunked = request.body_length is None
         self._reader.expect(request.method, request.upgrade is not None)
         first = encode_request_line(request.method, target) + fields.block()
@@ -93,18 +98,19 @@ class H1Upstream:
     async def receive(self) -> None:
         """See `Upstream.receive`."""
         try:
-            data = await self._stream.receive_some(likely=self._reader.started)
+            data = await self._stream.receive_some(likely=self._answering)
         except ClientLeft:
             raise
         except StreamTimeout as exc:
             raise UpstreamTimeout(f"{self.backend}: no answer in time") from exc
         except StreamError as exc:
-            if self.reused and not self._reader.started:
+            if self.reused and not self._answering:
                 raise Unanswered(f"{self.backend}: the connection was closed") from exc
             raise UpstreamError(f"{self.backend}: {exc}") from exc
         if data:
+            self._answering = True
             self._reader.feed(data)
-        elif self.reused and not self._reader.started:
+        elif self.reused and not self._answering:
             raise Unanswered(f"{self.backend}: the connection was closed")
         else:
             self._reader.feed_eof()

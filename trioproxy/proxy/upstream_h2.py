@@ -174,6 +174,15 @@ class H2Upstream:
             self._taken += len(event)
         return event
 
+    def whole(self) -> bytes | None:
+        """See `Upstream.whole`."""
+        events = self._events
+        if not self._ended or not 1 <= len(events) <= 2 or events[-1] != END:
+            return None
+        body = self.next() if len(events) == 2 else b""
+        events.clear()
+        return body if isinstance(body, bytes) else None
+
     async def receive(self) -> None:
         """See `Upstream.receive`."""
         if self._taken:
