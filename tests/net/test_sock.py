@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import socket
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.net.sockets import open_descriptors, receive_all, receive_exactly, reset, tcp_pair
+from tests.net.sockets import open_descriptors, receive_all, receive_exactly, reset, tcp_pair, trio_stream
 from tests.net.streams import CLIENT, SERVER, Connect, as_tls_client, as_tls_server, plain, waiting
 from trioproxy.errors import ConnectionLost
+from trioproxy.net.raw import accept
 from trioproxy.net.sock import Reaper, Stream
 
 MUCH = bytes(range(256)) * 32_768  # 8 MiB: more than both socket buffers hold
@@ -125,6 +127,42 @@ async def test_a_client_that_speaks_no_tls() -> None:
         await peer.send_all(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(ConnectionLost, match="handshake failed"):
             await stream.start_tls_server(SERVER)
+
+
+async def test_tls_on_a_socket_as_it_was_accepted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = accept(listener, listener.family)
+    near.setblocking(False)
+    stream = Stream(far, Reaper())
+    async with trio_stream(near) as transport, trio.open_nursery() as nursery:
+        peer = trio.SSLStream(transport, CLIENT, server_hostname="backend.example")
+        nursery.start_soon(peer.do_handshake)
+        await stream.start_tls_server(SERVER)
+        assert stream.sock is far
+        await stream.send_all(b"hello")
+        assert await receive_exactly(peer, 5) == b"hello"
+        stream.close()
+        assert far.fileno() == -1
+        assert not stream._reaper.watched
+
+
+@either
+async def test_what_was_closed_meanwhile_is_silent_though_its_number_is_anothers(connect: Connect) -> None:
+    async with connect() as (stream, _):
+        number = stream.sock.fileno()
+        stream.close()
+        async with plain() as (other, peer):
+            assert number in {other.sock.fileno(), peer.socket.fileno()}
+            with pytest.raises(ConnectionLost):
+                await stream.send_all(b"astray")
+            with pytest.raises(ConnectionLost):
+                await stream.receive_some()
+            stream.send_eof()
+            await other.send_all(b"a")
+            await peer.send_all(b"b")
+            assert await receive_exactly(peer, 1) == b"a"
+            assert await other.receive_some() == b"b"
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])

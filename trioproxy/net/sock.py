@@ -24,7 +24,6 @@ import select
 import socket
 import ssl
 import struct
-from collections.abc import Callable
 from typing import cast
 
 import trio
@@ -32,7 +31,7 @@ from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writab
 
 from trioproxy.config.model import HostPort
 from trioproxy.errors import ConnectionLost, HandshakeFailed, StreamError, StreamInterrupted, StreamTimeout
-from trioproxy.net.raw import Socket, TlsPart, tls_part, words
+from trioproxy.net.raw import Socket, TlsPart, tls_part, tls_server, words
 from trioproxy.net.reaper import Mortal as Mortal
 from trioproxy.net.reaper import Reaper as Reaper  # streams, and who looks after them, are had from one place
 
@@ -54,7 +53,7 @@ class Stream:
     """One connection. A single task may read and a single task may write at a time.
 
     Attributes:
-        sock: The non-blocking socket, which `start_tls_*` replaces by the TLS one.
+        sock: The non-blocking socket, which `start_tls_client` replaces by an `ssl.SSLSocket`.
         deadline: Trio time by which the present phase must be over, however much comes; `math.inf` for never.
         write_patience: Seconds that the peer may take to accept more.
         carried: Bytes that came from here through a relay that has ended (`Pump.relay`).
@@ -194,13 +193,13 @@ class Stream:
         if poll is None:  # kept: asking it costs a third of a `recv` that fails
             poll = self._poll = select.poll()
             poll.register(self._fd, select.POLLIN | select.POLLRDHUP)
-        sock = self.sock
+        tls = self._tls
         if not poll.poll(0):
-            return not isinstance(sock, ssl.SSLSocket) or not sock.pending()
-        if not isinstance(sock, ssl.SSLSocket):
+            return tls is None or not tls.pending()
+        if tls is None:
             return False
         try:
-            sock.recv(1)  # a session ticket may lie there: only TLS itself can tell it from data
+            tls.read(1)  # a session ticket may lie there: only TLS itself can tell it from data
         except (BlockingIOError, ssl.SSLWantReadError):
             return True
         except OSError:
@@ -216,11 +215,11 @@ class Stream:
 
         Clients often end without close_notify, so an end of the stream that TLS did not announce is an end here.
         """
-        await self._handshake(
-            lambda sock: context.wrap_socket(
-                sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
-            )
-        )
+        try:
+            tls = tls_server(self.sock, context)
+        except OSError as exc:
+            raise ConnectionLost(f"TLS could not begin: {words(exc)}") from exc
+        await self._shake_hands(tls)
 
     async def start_tls_client(self, context: ssl.SSLContext, server_name: str) -> None:
         """Do the client's side. An end of the stream that TLS did not announce is then an error, not an end.
@@ -229,39 +228,37 @@ class Stream:
             context: Says whom to trust.
             server_name: The host name or IP address that the certificate must be for, sent as SNI if it is a name.
         """
-        await self._handshake(
-            lambda sock: context.wrap_socket(
-                sock, server_hostname=server_name, do_handshake_on_connect=False, suppress_ragged_eofs=False
-            )
-        )
-
-    async def _handshake(self, wrap: Callable[[socket.socket], ssl.SSLSocket]) -> None:
         try:
             self.sock.getpeername()  # a connection that is lost already shows here, where the socket is still ours
-            tls = self.sock = wrap(cast("socket.socket", self.sock))
+            tls = self.sock = context.wrap_socket(
+                cast("socket.socket", self.sock),
+                server_hostname=server_name,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,
+            )
         except (OSError, ValueError) as exc:
-            if self.sock.fileno() < 0:  # `wrap` took the descriptor before it failed, and the number may be another's
+            if self.sock.fileno() < 0:  # it took the descriptor before it failed, and the number may be another's
                 self._fd = -1
                 self._reaper.watched.discard(self)
             raise ConnectionLost(f"TLS could not begin: {words(exc)}") from exc
-        self._tls = tls_part(tls)
+        await self._shake_hands(tls_part(tls))
+
+    async def _shake_hands(self, tls: TlsPart) -> None:
+        self._tls = tls
         try:
-            await self._shake_hands(tls)
+            while True:
+                try:
+                    return tls.do_handshake()
+                except ssl.SSLWantReadError:
+                    wait = self._until_readable
+                except ssl.SSLWantWriteError:
+                    wait = self._until_writable
+                except OSError as exc:
+                    lost = not isinstance(exc, ssl.SSLError) or isinstance(exc, ssl.SSLEOFError)
+                    raise (ConnectionLost if lost else HandshakeFailed)(f"TLS handshake failed: {words(exc)}") from exc
+                await wait()
         except StreamTimeout as exc:
             raise StreamTimeout("the TLS handshake did not come to its end in time") from exc
-
-    async def _shake_hands(self, tls: ssl.SSLSocket) -> None:
-        while True:
-            try:
-                return tls.do_handshake()
-            except ssl.SSLWantReadError:
-                wait = self._until_readable
-            except ssl.SSLWantWriteError:
-                wait = self._until_writable
-            except OSError as exc:
-                lost = not isinstance(exc, ssl.SSLError) or isinstance(exc, ssl.SSLEOFError)
-                raise (ConnectionLost if lost else HandshakeFailed)(f"TLS handshake failed: {words(exc)}") from exc
-            await wait()
 
     def local(self) -> HostPort:
         """The address and port on our side: what the peer connected to. Raises ConnectionLost."""
@@ -273,7 +270,7 @@ class Stream:
 
     def alpn(self) -> str | None:
         """The protocol that ALPN chose, if this is TLS and one was chosen."""
-        return self.sock.selected_alpn_protocol() if isinstance(self.sock, ssl.SSLSocket) else None
+        return None if self._tls is None else self._tls.selected_alpn_protocol()
 
     # ---- the end ------------------------------------------------------------------------------------
 
@@ -295,10 +292,10 @@ class Stream:
         With TLS it is the last word: what still comes can be drained, but no longer be read.
         """
         with contextlib.suppress(OSError, ValueError):
-            if isinstance(self.sock, ssl.SSLSocket):
+            if self._tls is not None:
                 with contextlib.suppress(ssl.SSLError):
-                    self.sock.unwrap()
-            self._tls = None
+                    self._tls.shutdown()
+                self._tls = None
             self.sock.shutdown(socket.SHUT_WR)
 
     async def drain(self) -> None:
@@ -325,6 +322,7 @@ class Stream:
         if self._read_since is not None or self._write_by is not None:  # telling nobody costs as much
             notify_closing(self._fd)
         self._fd = -1
+        self._tls = None  # it would go on with the number, which is soon another's, and this may be another task
         self._reaper.watched.discard(self)
         self.sock.close()
 
@@ -335,8 +333,8 @@ class Stream:
         return (
             isinstance(exc, ssl.SSLEOFError)
             and exc.reason == "UNEXPECTED_EOF_WHILE_READING"
-            and isinstance(self.sock, ssl.SSLSocket)
-            and self.sock.server_side
+            and self._tls is not None
+            and self._tls.server_side
         )
 
     async def _others_first(self) -> None:
