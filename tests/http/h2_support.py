@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import attrs
 import h2.config
 import h2.connection
 import h2.events
@@ -23,7 +24,9 @@ from hyperframe.frame import (
 )
 
 from trioproxy.config.model import Limits
-from trioproxy.http.h2 import ClientCodec, Codec, Event, ServerCodec
+from trioproxy.errors import RequestError
+from trioproxy.http.h2 import ClientCodec, ServerCodec
+from trioproxy.http.messages import End, RequestHead, ResponseHead
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -118,6 +121,110 @@ def parse(data: bytes) -> list[Any]:
     return frames
 
 
+@attrs.frozen
+class Request:
+    """`ServerListener.on_request` was called; the others are named likewise."""
+
+    stream: int
+    head: RequestHead
+    ended: bool
+
+
+@attrs.frozen
+class Refused:
+    stream: int
+    error: RequestError
+    method: bytes
+
+
+@attrs.frozen
+class Response:
+    stream: int
+    head: ResponseHead
+    ended: bool
+
+
+@attrs.frozen
+class Body:
+    stream: int
+    data: bytes
+
+
+@attrs.frozen
+class Ended:
+    stream: int
+    end: End
+
+
+@attrs.frozen
+class Closed:
+    stream: int
+    code: int
+
+
+@attrs.frozen
+class Over:
+    code: int
+    reason: str
+
+
+Event = Request | Refused | Response | Body | Ended | Closed | Over
+
+
+class Told:
+    """A listener of either role that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def events(self) -> list[Event]:
+        """What it was told since it was asked last."""
+        events, self._events = self._events, []
+        return events
+
+    def on_request(self, stream: int, head: RequestHead, ended: bool) -> None:
+        self._events.append(Request(stream, head, ended))
+
+    def on_refused(self, stream: int, error: RequestError, method: bytes) -> None:
+        self._events.append(Refused(stream, error, method))
+
+    def on_response(self, stream: int, head: ResponseHead, ended: bool) -> None:
+        self._events.append(Response(stream, head, ended))
+
+    def on_body(self, stream: int, data: bytes) -> None:
+        self._events.append(Body(stream, data))
+
+    def on_end(self, stream: int, end: End) -> None:
+        self._events.append(Ended(stream, end))
+
+    def on_closed(self, stream: int, code: int) -> None:
+        self._events.append(Closed(stream, code))
+
+    def on_over(self, code: int, reason: str) -> None:
+        self._events.append(Over(code, reason))
+
+
+class Server(ServerCodec):
+    """One that keeps what it tells; `events` has it."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        listener = Told()
+        super().__init__(limits or Limits(), listener)
+        self.events = listener.events
+
+
+class Client(ClientCodec):
+    """Likewise."""
+
+    def __init__(self) -> None:
+        listener = Told()
+        super().__init__(listener)
+        self.events = listener.events
+
+
+Codec = Server | Client
+
+
 def told(codec: Codec, data: bytes, *, size: int = 0) -> list[Event]:
     """What a codec says about input that comes whole, or in pieces of `size`."""
     events: list[Event] = []
@@ -130,7 +237,9 @@ def told(codec: Codec, data: bytes, *, size: int = 0) -> list[Event]:
 def sent(codec: Codec, events: list[Event] | None = None) -> bytes:
     """All that a codec sends at the moment; what it tells meanwhile is added to `events`."""
     data = b""
+    quiet = not codec.restless
     while more := codec.outgoing(65536):
+        assert not quiet
         data += more
         if events is not None:
             events += codec.events()
@@ -139,9 +248,9 @@ def sent(codec: Codec, events: list[Event] | None = None) -> bytes:
     return data
 
 
-def server(limits: Limits | None = None, frames: Frames | None = None) -> ServerCodec:
+def server(limits: Limits | None = None, frames: Frames | None = None) -> Server:
     """A server whose client has said its preface."""
-    codec = ServerCodec(limits or Limits())
+    codec = Server(limits)
     codec.receive((frames or Frames()).start())
     sent(codec)
     assert codec.events() == []
@@ -188,12 +297,12 @@ class Pair:
 
 def client_pair(*, single_bytes: bool = False) -> Pair:
     """Our client and h2's server."""
-    return Pair(ClientCodec(), single_bytes=single_bytes)
+    return Pair(Client(), single_bytes=single_bytes)
 
 
 def server_pair(*, single_bytes: bool = False, limits: Limits | None = None) -> Pair:
     """Our server and h2's client."""
-    return Pair(ServerCodec(limits or Limits()), single_bytes=single_bytes)
+    return Pair(Server(limits), single_bytes=single_bytes)
 
 
 def each(kinds: Iterable[type[Any]], events: Iterable[Any]) -> list[Any]:

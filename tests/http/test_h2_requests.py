@@ -6,9 +6,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.http.h2_support import GET, POST, PREFACE, Fields, Frames, changed, each, parse, sent, server, told
+from tests.http.h2_support import (
+    GET,
+    POST,
+    PREFACE,
+    Body,
+    Client,
+    Closed,
+    Ended,
+    Fields,
+    Frames,
+    Over,
+    Refused,
+    Request,
+    Server,
+    changed,
+    each,
+    parse,
+    sent,
+    server,
+    told,
+)
 from trioproxy.config.model import Limits
-from trioproxy.http.h2 import Body, ClientCodec, Closed, Code, Ended, Over, Refused, Request, ServerCodec
+from trioproxy.http.h2 import Code
 
 
 def verdict(fields: Fields, *, end: bool = True, limits: Limits | None = None) -> object:
@@ -162,7 +182,7 @@ def test_a_body_that_is_not_as_long_as_announced_never_ends(length: str, pieces:
     events = told(codec, data)
     sent(codec, events)
     assert each([Ended], events) == []
-    assert each([Closed], events) == [Closed(1, Code.PROTOCOL_ERROR, ours=False)]
+    assert each([Closed], events) == [Closed(1, Code.PROTOCOL_ERROR)]
     assert len(b"".join(event.data for event in each([Body], events))) <= int(length)
 
 
@@ -173,7 +193,7 @@ def test_trailers_that_break_a_rule_end_nothing(trailer: tuple[str, str]) -> Non
     events = told(codec, frames.headers(1, POST, end=False) + frames.data(1, b"x") + frames.headers(1, [trailer]))
     sent(codec, events)
     assert each([Ended], events) == []
-    assert each([Closed], events) == [Closed(1, Code.PROTOCOL_ERROR, ours=False)]
+    assert each([Closed], events) == [Closed(1, Code.PROTOCOL_ERROR)]
 
 
 def test_the_body_of_a_refused_request_is_not_told() -> None:
@@ -208,7 +228,7 @@ ANY_FRAME = st.builds(
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(frames=st.lists(st.one_of(ANY_FRAME, st.binary(max_size=30)), max_size=12), size=st.sampled_from([0, 1, 7]))
 def test_no_frames_make_a_server_raise_or_contradict_itself(frames: list[bytes], size: int) -> None:
-    codec = ServerCodec(Limits())
+    codec = Server()
     events = told(codec, PREFACE + Frames.settings() + b"".join(frames), size=size)
     for event in each([Request, Refused], events):
         codec.respond(event.stream, 200, [(b"a", b"b")])
@@ -229,7 +249,7 @@ def test_no_frames_make_a_server_raise_or_contradict_itself(frames: list[bytes],
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(frames=st.lists(st.one_of(ANY_FRAME, st.binary(max_size=30)), max_size=12), size=st.sampled_from([0, 1, 7]))
 def test_no_frames_make_a_client_raise(frames: list[bytes], size: int) -> None:
-    codec = ClientCodec()
+    codec = Client()
     stream = codec.request(b"POST", b"https", b"a", b"/", [])
     codec.body(stream, b"x")
     events = told(codec, Frames.settings() + b"".join(frames), size=size)
@@ -253,5 +273,5 @@ def test_a_mutated_conversation_makes_nobody_raise(data: st.DataObject) -> None:
     )
     for _ in range(data.draw(st.integers(1, 3))):
         talk[data.draw(st.integers(0, len(talk) - 1))] = data.draw(st.integers(0, 255))
-    codec = ServerCodec(Limits())
+    codec = Server()
     sent(codec, told(codec, bytes(talk), size=data.draw(st.sampled_from([0, 1, 50]))))

@@ -9,14 +9,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.http.h2_support import GET, POST, Fields, Frames, changed, each, parse, sent, server, told
+from tests.http.h2_support import (
+    GET,
+    POST,
+    Fields,
+    Frames,
+    Refused,
+    Request,
+    changed,
+    each,
+    parse,
+    sent,
+    server,
+    told,
+)
 from tests.http.transcript import requests
 from trioproxy.config.model import Limits
 from trioproxy.errors import RequestError
 from trioproxy.http.fields import MAX_REPEATED
 from trioproxy.http.forwarded import Arrival
 from trioproxy.http.h1 import RequestReader, encode_request_head, encode_request_line
-from trioproxy.http.h2 import Refused, Request
 from trioproxy.http.h2_heads import RequestHeads
 from trioproxy.http.headers import request_headers
 from trioproxy.http.messages import END, RequestHead

@@ -279,12 +279,12 @@ async def test_a_bug_in_one_request_ends_that_request(
 ) -> None:
     from trioproxy.proxy import site as module
 
-    def broken(*_: object) -> bool:
+    async def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     async with served(answering(HELLO)) as (caller, _):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "permitted", broken)
+            patch.setattr(module, "exchange", broken)
             assert (await caller.ask("GET", "/", NAME)).reset == 2
         assert (await caller.ask("GET", "/", NAME)).status == 200
     assert "a bug in trioproxy ended this request" in caplog.text

@@ -1,7 +1,7 @@
 """HTTP/2 connections without I/O: what both roles share. The only module that knows ngh2.
 
-How it works. ngh2 (libnghttp2) does framing, HPACK, scheduling and the state of streams; this file turns its events
-into ours, refuses what it lets pass, and keeps count of what it does not count.
+How it works. ngh2 (libnghttp2) does framing, HPACK, scheduling and the state of streams; this file tells what
+its events mean, refuses what it lets pass, and keeps count of what it does not count.
 
 *Flow control* is by hand. A piece of body that came stays on the peer's account until `consumed` is told of it. Each
 stream may hold `STREAM_WINDOW`, and the connection's window has room for all streams at once, so that a stream nobody
@@ -10,11 +10,14 @@ stream whose bytes are taken as they come gets a larger one, doubled each time t
 the connection's that is returned when the stream ends.
 
 *Sending.* What is sent is queued in ngh2, by stream, and leaves by `outgoing`, in turns. Whoever sends bodies looks at
-`queued` and waits until that is little enough. A second piece marks the stream as incremental (RFC 9218): libnghttp2
-would otherwise send one stream to its end before the next, and a stream that is always refilled has none.
+`queued` and waits until that is little enough. A second piece that is not the last marks the stream as incremental (RFC
+9218): libnghttp2 would otherwise send one stream to its end before the next, and one that is always refilled has none.
 
-*Errors.* No input makes anything raise here. A connection that breaks tells `Over`. A command about a stream that has
-gone meanwhile does nothing: the one who gives it cannot know yet.
+*Telling.* What has happened is told by calls of the listener, at the end of `receive` and `outgoing`; it may give any
+command but these two.
+
+*Errors.* No input makes anything raise here. A connection that breaks is told as `on_over`. A command about a stream
+that has gone meanwhile does nothing: the one who gives it cannot know yet.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Any
 import ngh2
 
 from trioproxy.config.model import Limits
-from trioproxy.http.h2_events import Body, Closed, Code, Ended, Event, GoingAway, Over
+from trioproxy.http.h2_events import Code, Listener
 from trioproxy.http.h2_heads import fields_to_send
 from trioproxy.http.h2_vigil import BODY_SENT, MESSAGE, PIECE_SENT, PREFACE, REFUSED, RESET, Vigil
 from trioproxy.http.headers import clean_trailers
@@ -52,6 +55,19 @@ _GONE = (ngh2.StreamProtocolError, ngh2.ConnectionStateError, ngh2.ConnectionClo
 _GOAWAY = b"\0\0\x08\x07\0\0\0\0\0"  # a frame's head: 8 bytes of GOAWAY on stream 0
 
 
+class Account:
+    """What is kept of an open stream: until something is other than with most of them, what the class says."""
+
+    size = 0  # of its head, while that is kept
+    method = b""  # of the request, in a client
+    interim = 0  # bytes of heads below 200, which no window holds back
+    unread = 0  # bytes of body told and not yet consumed
+    window = STREAM_WINDOW
+    used = 0  # bytes consumed of that
+    refilled = 0  # pieces of body given that were not the last
+    ours = False  # reset by command
+
+
 class Codec:
     """One HTTP/2 connection, whichever role.
 
@@ -59,25 +75,23 @@ class Codec:
         role: Which one.
         settings: To announce, beside what both roles do.
         limits: Of the heads that come. ngh2 itself ends the connection at four times as much.
+        listener: Who is told what happens.
 
     Attributes:
-        over: Whether `Over` was told; all else is then without effect.
+        over: Whether `on_over` was called; all else is then without effect.
         closing: Whether one side has said that it ends the connection.
     """
 
-    def __init__(self, role: ngh2.Role, settings: dict[ngh2.Setting, int], limits: Limits) -> None:
+    def __init__(self, role: ngh2.Role, settings: dict[ngh2.Setting, int], limits: Limits, listener: Listener) -> None:
         self.over = False
         self.closing = False
         self._server = role is ngh2.Role.SERVER
         self._vigil = Vigil(PREFACE if self._server else 0)
-        self._told: list[Event] = []
-        self._open: set[int] = set()
-        self._unread: dict[int, int] = {}  # bytes of body told and not yet consumed
-        self._windows: dict[int, list[int]] = {}  # of streams that receive: the window, and what was consumed of it
-        self._reserve = RESERVE
-        self._sending: dict[int, bool] = {}  # streams that have sent body; whether they take turns
-        self._ours: set[int] = set()  # streams that were reset by command
+        self._listener = listener
+        self._streams: dict[int, Account] = {}  # that are open, of those that were told or begun
         self._unwanted: set[int] = set()  # streams whose message is over for us before the peer's is
+        self._reserve = RESERVE
+        self._held = 0  # bytes of the heads of all open streams
         self._at_boundary = True  # between two frames
         self._last_words = b""
         self._handlers: dict[type[ngh2.Event], Callable[[Any], None]] = {
@@ -110,16 +124,22 @@ class Codec:
     @property
     def streams(self) -> int:
         """How many are open, of those that were told or begun."""
-        return len(self._open)
+        return len(self._streams)
+
+    @property
+    def restless(self) -> bool:
+        """Whether `outgoing` is to be called: there is something to send, or the end is near."""
+        return self.closing or self._engine.want_write
 
     def forget(self) -> None:
-        """The connection is gone: heed nothing more. What heeds knows the codec, which no counting undoes."""
+        """The connection is gone: tell nothing more. What tells knows the codec, which no counting undoes."""
         self._handlers.clear()
+        del self._listener
 
     # ---- reading ------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take in what the peer sent; `events` then has what it means."""
+        """Take in what the peer sent, and tell what it means."""
         if self.over:
             return
         vigil = self._vigil
@@ -135,20 +155,16 @@ class Codec:
             self._dead(Code.ENHANCE_YOUR_CALM, str(exc))
         except ngh2.NGH2Error as exc:
             self._dead(Code.PROTOCOL_ERROR, str(exc))
+        self._tell()
 
-    def events(self) -> list[Event]:
-        """What has happened; to be asked after `receive` and after `outgoing`."""
-        if not self.over:
-            try:
-                for event in self._engine.events():
-                    if (handle := self._handlers.get(type(event))) is not None:
-                        handle(event)
-            except ngh2.NGH2Error as exc:
-                self._dead(Code.INTERNAL_ERROR, str(exc))
-        told = self._told
-        if told:
-            self._told = []
-        return told
+    def _tell(self) -> None:
+        if self.over:
+            return
+        try:
+            for event in self._engine.events():
+                self._handlers.get(type(event), _ignore)(event)
+        except ngh2.NGH2Error as exc:
+            self._dead(Code.INTERNAL_ERROR, str(exc))
 
     @property
     def unfinished(self) -> int:
@@ -161,27 +177,34 @@ class Codec:
 
     def consumed(self, stream: int, size: int) -> None:
         """`size` bytes of body were passed on: the peer may send as many more."""
-        unread = self._unread.get(stream)
-        if unread is None:
-            return  # it has closed, and its account with it
-        self._unread[stream] = unread - size
-        window = self._windows.setdefault(stream, [STREAM_WINDOW, 0])
-        window[1] += size
-        try:
+        account = self._streams.get(stream)
+        if account is None:
+            return  # it has closed, and what it held was returned
+        account.unread -= size
+        account.used += size
+        self._acknowledge(stream, size)
+        window = account.window
+        if account.used >= window:
+            account.used = 0
+            if window < FAST_WINDOW and self._reserve >= window:
+                self._reserve -= window
+                account.window = 2 * window
+                with contextlib.suppress(*_GONE):
+                    self._engine.set_local_window_size(account.window, stream_id=stream)
+
+    def _acknowledge(self, stream: int, size: int) -> None:
+        try:  # noqa: SIM105 - as each piece passes here
             self._engine.acknowledge_received_data(size, stream)
-            if window[1] >= window[0]:
-                window[1] = 0
-                if window[0] < FAST_WINDOW and self._reserve >= window[0]:
-                    self._reserve -= window[0]
-                    window[0] *= 2
-                    self._engine.set_local_window_size(window[0], stream_id=stream)
         except _GONE:
             pass
 
     # ---- sending ------------------------------------------------------------------------------------
 
     def outgoing(self, limit: int) -> bytes:
-        """At most `limit` bytes to be sent now; b"" when there are none, or the peer's windows are used up."""
+        """At most `limit` bytes to be sent now; b"" when there are none, or the peer's windows are used up.
+
+        Tells what that brings about: streams end when they are sent.
+        """
         if self.over:
             data, self._last_words = self._last_words, b""
             return data
@@ -194,14 +217,16 @@ class Codec:
         except ngh2.NGH2Error as exc:
             self._dead(Code.INTERNAL_ERROR, str(exc))
             return b""
-        self._vigil.earn(len(data) // BODY_SENT)
+        self._vigil.left += len(data) // BODY_SENT
+        self._tell()
         return data
 
     def _leave_unwanted(self) -> None:
         """RFC 9113 section 8.1: a response may be whole before its request is, and NO_ERROR stops the rest of that."""
         for stream in [s for s in self._unwanted if not self._engine.queued_body_size(s)]:
             self._unwanted.discard(stream)
-            self.reset(stream, Code.NO_ERROR)
+            if stream in self._streams:
+                self.reset(stream, Code.NO_ERROR)
 
     def queued(self, stream: int) -> int:
         """Bytes of body that were given for `stream` and have not left by `outgoing`."""
@@ -209,20 +234,25 @@ class Codec:
 
     def body(self, stream: int, data: bytes, *, end: bool = False) -> None:
         """Send a piece of body; with `end` it is the last, and no trailers follow."""
-        in_turns = self._sending.get(stream)
+        if not end:
+            self._refilled(stream)
         try:
-            if in_turns is None:
-                self._sending[stream] = False
-            elif not in_turns:
-                self._sending[stream] = True
-                if self._server:
-                    wish = self._engine.get_stream_priority(stream)
-                    turns = ngh2.Priority(3 if wish is None else wish.urgency, incremental=True)
-                    self._engine.set_stream_priority(stream, turns, ignore_client_signal=True)
             self._engine.send_data(stream, data, end_stream=end)
-            self._vigil.earn(PIECE_SENT)
         except _GONE:
-            pass
+            return
+        self._vigil.left += PIECE_SENT
+
+    def _refilled(self, stream: int) -> None:
+        """`stream` gets a piece of body that is not its last: from the second on it takes turns with the others."""
+        account = self._streams.get(stream)
+        if account is None:
+            return
+        account.refilled += 1
+        if account.refilled == 2 and self._server:
+            with contextlib.suppress(*_GONE):
+                wish = self._engine.get_stream_priority(stream)
+                turns = ngh2.Priority(3 if wish is None else wish.urgency, incremental=True)
+                self._engine.set_stream_priority(stream, turns, ignore_client_signal=True)
 
     def end(self, stream: int, trailers: Sequence[Header] = ()) -> None:
         """End the message.
@@ -230,7 +260,7 @@ class Codec:
         Raises:
             ValueError: a trailer that HTTP/2 does not allow.
         """
-        fields = fields_to_send([], trailers) if trailers else None
+        fields = fields_to_send(trailers) if trailers else None
         try:
             if fields:
                 self._engine.send_trailers(stream, fields)
@@ -241,13 +271,13 @@ class Codec:
 
     def leave(self, stream: int) -> None:
         """Our message has ended, and what is still to come of the peer's is not wanted."""
-        if stream in self._open:
+        if stream in self._streams:
             self._unwanted.add(stream)
 
     def reset(self, stream: int, code: int = Code.CANCEL) -> None:
         """Break the stream off; what is queued for it is dropped."""
-        if stream in self._open:
-            self._ours.add(stream)
+        if (account := self._streams.get(stream)) is not None:
+            account.ours = True
         if code == Code.REFUSED_STREAM:
             self._vigil.left -= REFUSED
         with contextlib.suppress(*_GONE):
@@ -256,13 +286,13 @@ class Codec:
     # ---- the end ------------------------------------------------------------------------------------
 
     def goaway(self) -> None:
-        """Take no further streams; `Over` is told when those that there are have ended."""
+        """Take no further streams; `on_over` is called when those that there are have ended."""
         self.closing = True
         with contextlib.suppress(*_GONE):
             self._engine.send_goaway(Code.NO_ERROR)
 
     def terminate(self, code: int) -> None:
-        """End the connection at once: GOAWAY, and all streams are gone. `Over` is told once that has left."""
+        """End the connection at once: GOAWAY, and all streams are gone. `on_over` is called once that has left."""
         self.closing = True
         with contextlib.suppress(*_GONE):
             self._engine.terminate_connection(code)
@@ -275,19 +305,19 @@ class Codec:
 
     def _finish(self, code: int, reason: str) -> None:
         self.over = self.closing = True
-        self._told += [Closed(stream, code, ours=False) for stream in sorted(self._open)]
-        self._told.append(Over(code, reason))
-        self._open.clear()
+        streams, self._streams = self._streams, {}
+        for stream in sorted(streams):
+            self._listener.on_closed(stream, code)
+        self._listener.on_over(code, reason)
 
     # ---- ngh2's events ------------------------------------------------------------------------------
 
     def _on_trailers(self, event: ngh2.TrailersReceived) -> None:
         if event.stream_id not in self._unwanted:
-            self._told.append(Ended(event.stream_id, End(tuple(clean_trailers(event.headers)))))
+            self._listener.on_end(event.stream_id, End(tuple(clean_trailers(event.headers))))
 
-    def _on_goaway(self, event: ngh2.GoAwayReceived) -> None:
+    def _on_goaway(self, _: ngh2.GoAwayReceived) -> None:
         self.closing = True
-        self._told.append(GoingAway(event.last_stream_id, event.error_code))
 
     def _on_end(self, event: ngh2.ConnectionClosed) -> None:
         if not self.over:
@@ -295,34 +325,29 @@ class Codec:
 
     def _on_data(self, event: ngh2.DataReceived) -> None:
         stream, data = event.stream_id, event.data
-        if stream in self._unwanted or stream not in self._open:
-            self._unread[stream] = self._unread.get(stream, 0) + len(data)
-            self.consumed(stream, len(data))
+        account = self._streams.get(stream)
+        if account is None or stream in self._unwanted:
+            self._acknowledge(stream, len(data))
             return
         if data:
-            self._unread[stream] = self._unread.get(stream, 0) + len(data)
-            self._told.append(Body(stream, data))
+            account.unread += len(data)
+            self._listener.on_body(stream, data)
         if event.end_stream:
-            self._told.append(Ended(stream, END))
+            self._listener.on_end(stream, END)
 
     def _on_closed(self, event: ngh2.StreamClosed) -> None:
         stream, code = event.stream_id, event.error_code
-        ours = stream in self._ours
-        if not ours:
-            if code:
-                self._vigil.left -= RESET
-            else:
-                self._vigil.earn(MESSAGE)
-        unread = self._unread.get(stream)
-        if unread is not None:
-            self.consumed(stream, unread)  # the connection's window, which other streams go on with
-            del self._unread[stream]
-            self._reserve += self._windows.pop(stream, (STREAM_WINDOW, 0))[0] - STREAM_WINDOW
-        self._sending.pop(stream, None)
-        if ours:
-            self._ours.discard(stream)
-        if self._unwanted:
-            self._unwanted.discard(stream)
-        if stream in self._open:
-            self._open.discard(stream)
-            self._told.append(Closed(stream, code, ours))
+        account = self._streams.pop(stream, None)
+        if account is None or not account.ours:
+            self._vigil.left += -RESET if code else MESSAGE
+        if account is None:
+            return  # nobody was told of it
+        self._held -= account.size
+        self._reserve += account.window - STREAM_WINDOW
+        if account.unread:
+            self._acknowledge(stream, account.unread)  # to the connection's window, which other streams go on with
+        self._listener.on_closed(stream, code)
+
+
+def _ignore(_: ngh2.Event) -> None:
+    """What ngh2 has seen to itself."""

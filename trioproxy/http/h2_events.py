@@ -1,10 +1,9 @@
-"""What an HTTP/2 connection tells: small values, each naming its stream."""
+"""What an HTTP/2 connection tells: calls of whoever listens, each naming its stream."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-
-import attrs
+from typing import Protocol
 
 from trioproxy.errors import RequestError
 from trioproxy.http.messages import End, RequestHead, ResponseHead
@@ -23,103 +22,64 @@ class Code(IntEnum):
     HTTP_1_1_REQUIRED = 0xD
 
 
-@attrs.define(slots=True)
-class Request:
-    """To a server: the head of a request that has passed every check.
+class Listener(Protocol):
+    """What both roles are told."""
 
-    Attributes:
-        stream: Names it from now on.
-        head: The request. An extended CONNECT (RFC 8441) comes as a GET whose `upgrade` is its `:protocol`.
-        ended: There is no body; no End follows.
-    """
+    def on_body(self, stream: int, data: bytes) -> None:
+        """A piece of body, never empty, on which flow control waits until `consumed` is told of it."""
 
-    stream: int
-    head: RequestHead
-    ended: bool
+    def on_end(self, stream: int, end: End) -> None:
+        """The peer's message is whole; `end` holds its trailers."""
 
+    def on_closed(self, stream: int, code: int) -> None:
+        """The stream is gone, and its number means nothing more.
 
-@attrs.define(slots=True)
-class Refused:
-    """To a server: a request that breaks a rule and can still be answered, with the error's status.
+        After both messages are through, that is all. Before, whoever works for it has lost its peer: it was reset.
 
-    Attributes:
-        stream: Where to answer.
-        error: What is wrong with it.
-        method: b"HEAD" gets no body with its answer.
-    """
+        Args:
+            stream: Which one.
+            code: Why. NO_ERROR too can come before the messages are through.
+        """
 
-    stream: int
-    error: RequestError
-    method: bytes
+    def on_over(self, code: int, reason: str) -> None:
+        """The connection has ended: nothing more will be told, and what `outgoing` still has is the last.
+
+        Args:
+            code: NO_ERROR after an orderly end.
+            reason: What was wrong, for the log.
+        """
 
 
-@attrs.define(slots=True)
-class Response:
-    """To a client: the head of a response; heads below 200 come before the final one.
+class ServerListener(Listener, Protocol):
+    """What a server is told beside that."""
 
-    Attributes:
-        stream: As `ClientCodec.request` returned it.
-        head: The response; its version is (2, 0), its reason b"".
-        ended: There is no body; no End follows.
-    """
+    def on_request(self, stream: int, head: RequestHead, ended: bool) -> None:
+        """The head of a request that has passed every check.
 
-    stream: int
-    head: ResponseHead
-    ended: bool
+        Args:
+            stream: Names it from now on.
+            head: The request. An extended CONNECT (RFC 8441) comes as a GET whose `upgrade` is its `:protocol`.
+            ended: There is no body; no `on_end` follows.
+        """
 
+    def on_refused(self, stream: int, error: RequestError, method: bytes) -> None:
+        """A request breaks a rule and can still be answered, with the error's status.
 
-@attrs.define(slots=True)
-class Body:
-    """A piece of body, never empty, on which flow control waits until `consumed` is told of it."""
-
-    stream: int
-    data: bytes
-
-
-@attrs.define(slots=True)
-class Ended:
-    """The peer's message is whole; `end` holds its trailers."""
-
-    stream: int
-    end: End
+        Args:
+            stream: Where to answer.
+            error: What is wrong with it.
+            method: b"HEAD" gets no body with its answer.
+        """
 
 
-@attrs.define(slots=True)
-class Closed:
-    """The stream is gone, and its number means nothing more.
+class ClientListener(Listener, Protocol):
+    """What a client is told beside that."""
 
-    After both messages are through, that is all. Before, whoever works for it has lost its peer: it was reset.
+    def on_response(self, stream: int, head: ResponseHead, ended: bool) -> None:
+        """The head of a response; heads below 200 come before the final one.
 
-    Attributes:
-        stream: Which one.
-        code: Why. NO_ERROR too can come before the messages are through.
-        ours: It was `reset` on this side.
-    """
-
-    stream: int
-    code: int
-    ours: bool
-
-
-@attrs.define(slots=True)
-class GoingAway:
-    """The peer takes no stream after `last`; those above, that it has not looked at, are told as Closed."""
-
-    last: int
-    code: int
-
-
-@attrs.define(slots=True)
-class Over:
-    """The connection has ended: nothing more will be read or told, and what `outgoing` still has is the last.
-
-    Attributes:
-        code: NO_ERROR after an orderly end.
-        reason: What was wrong, for the log.
-    """
-
-    code: int
-    reason: str
-
-
-Event = Request | Refused | Response | Body | Ended | Closed | GoingAway | Over
+        Args:
+            stream: As `ClientCodec.request` returned it.
+            head: The response; its version is (2, 0), its reason b"".
+            ended: There is no body; no `on_end` follows.
+        """

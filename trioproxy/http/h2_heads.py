@@ -31,7 +31,6 @@ _JUDGED = _CONNECTION_SPECIFIC | frozenset(
 
 _PSEUDO_FIELDS = frozenset((b":method", b":scheme", b":authority", b":path"))
 _PSEUDO = len(_PSEUDO_FIELDS)
-_USUAL_METHODS = (b"GET", b"HEAD", b"OPTIONS")
 
 _NOT_SENT = _CONNECTION_SPECIFIC | {b"host", b"http2-settings", b"te"}
 _TRAILERS_WANTED = (b"te", b"trailers")
@@ -47,15 +46,17 @@ class RequestHeads:
         size: Of the last head, as its sender has to count it.
     """
 
-    __slots__ = ("_authority", "_fields", "_kept", "_limits", "_size", "size")
+    __slots__ = ("_authority", "_fields", "_kept", "_limits", "_pseudo", "_size", "size")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._authority: bytes | None = None  # the last one found valid; a connection's requests rarely name another
         self.size = 0
-        self._fields: Sequence[Header] = ()  # behind the pseudo-header fields, of the last request without a body,
-        self._size = 0  # their size,
-        self._kept: Headers = []  # and what was made of them
+        # Of the last request without a body, if it was a usual one:
+        self._pseudo: dict[bytes, bytes] | None = None  # the pseudo-header fields but :path,
+        self._fields: Sequence[Header] = ()  # those behind them,
+        self._size = 0  # the size of both,
+        self._kept: Headers = []  # and what was made of the latter
 
     def read(self, fields: Sequence[Header], ended: bool) -> RequestHead:
         """The head that `fields` make.
@@ -120,9 +121,11 @@ class RequestHeads:
         if expect and options(expect) != [b"100-continue"]:
             raise RequestError("an expectation that is not met here", 417)
         authority = self._judged(authority, host)
-        if ended and size <= MAX_REPEATED and not host and dict(fields[:_PSEUDO]).keys() == _PSEUDO_FIELDS:
-            self._fields, self._kept = fields[_PSEUDO:], kept
-            self._size = size - _size(fields[:_PSEUDO])
+        pseudo = dict(fields[:_PSEUDO])
+        if ended and size <= MAX_REPEATED and not host and not protocol and pseudo.keys() == _PSEUDO_FIELDS:
+            del pseudo[b":path"]
+            self._pseudo, self._fields, self._kept = pseudo, fields[_PSEUDO:], kept
+            self._size = size - len(path)
         return RequestHead(
             method,
             path,
@@ -135,21 +138,19 @@ class RequestHeads:
         )
 
     def _again(self, pseudo: dict[bytes, bytes]) -> RequestHead | None:
-        """The head of a request without a body that says the fields of the last one again; None for all but the usual.
+        """The head of a request without a body that says the fields of the last one again, but for its path.
 
-        Clients do that with nearly every request, and what was found good once is not looked at again.
+        Clients do that with nearly every request, and what was found good once is not looked at again. None if it does
+        not, or if anything is wrong with the path.
         """
-        if pseudo.keys() != _PSEUDO_FIELDS or pseudo[b":method"] not in _USUAL_METHODS:
-            return None
-        path = pseudo[b":path"]
-        size = self._size + _size(pseudo.items())
-        if pseudo[b":scheme"] != b"https" or len(path) > MAX_TARGET or size > self._limits.header_size:
+        path = pseudo.pop(b":path", b"")
+        size = self._size + len(path)
+        if pseudo != self._pseudo or len(path) > MAX_TARGET or size > self._limits.header_size:
             return None
         if not _TARGET.fullmatch(path):
             return None
         self.size = size
-        authority = self._judged(pseudo[b":authority"], b"")
-        return RequestHead(pseudo[b":method"], path, authority, self._kept, VERSION)
+        return RequestHead(pseudo[b":method"], path, pseudo[b":authority"], self._kept, VERSION)
 
     def _judged(self, authority: bytes, host: bytes) -> bytes:
         """The authority; Host, if there is one too, must say the same (RFC 9113 section 8.3.1)."""
@@ -210,18 +211,20 @@ def read_response(fields: Iterable[Header], method: bytes, ended: bool) -> Respo
     return ResponseHead(code, b"", headers, VERSION, 0 if bodiless else None if length is None else int(length))
 
 
-def fields_to_send(pseudo: Headers, headers: Sequence[Header]) -> Headers:
+def fields_to_send(headers: Sequence[Header], *pseudo: bytes) -> Sequence[Header]:
     """A head as HTTP/2 has it: what concerns an HTTP/1 connection is left out, and all is looked at.
+
+    Args:
+        headers: Of the message.
+        pseudo: The values of its pseudo-header fields, to be looked at as well.
 
     Raises:
         ValueError: a name or value that HTTP/2 does not allow.
     """
     names, values = zip(*headers, strict=True) if headers else ((), ())
     if not _NOT_SENT.isdisjoint(names):
-        kept = [field for field in headers if field[0] not in _NOT_SENT or field == _TRAILERS_WANTED]
-        headers = kept
-        names, values = zip(*kept, strict=True) if kept else ((), ())
-    said = b"".join([value for _, value in pseudo])
-    if b"" in names or _NO_NAME.search(b"".join(names)) or _NO_VALUE.search(b"".join((said, *values))):
+        headers = [field for field in headers if field[0] not in _NOT_SENT or field == _TRAILERS_WANTED]
+        names, values = zip(*headers, strict=True) if headers else ((), ())
+    if b"" in names or _NO_NAME.search(b"".join(names)) or _NO_VALUE.search(b"".join((*pseudo, *values))):
         raise ValueError("a name or value that HTTP/2 does not allow")
-    return [*pseudo, *headers]
+    return headers

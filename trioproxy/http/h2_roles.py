@@ -11,8 +11,8 @@ from trioproxy.config.model import Limits
 from trioproxy.errors import RequestError, UpstreamError, UpstreamProtocolError
 from trioproxy.http.fields import head_size
 from trioproxy.http.h1_read import BACKEND_LIMITS
-from trioproxy.http.h2_codec import MAX_STREAMS, Codec
-from trioproxy.http.h2_events import Code, Refused, Request, Response
+from trioproxy.http.h2_codec import MAX_STREAMS, Account, Codec
+from trioproxy.http.h2_events import ClientListener, Code, ServerListener
 from trioproxy.http.h2_heads import RequestHeads, fields_to_send, read_response
 from trioproxy.http.h2_vigil import REFUSED
 from trioproxy.http.messages import Header, Headers
@@ -29,10 +29,12 @@ _DRAINING = b"draining"
 class ServerCodec(Codec):
     """The side that clients connect to.
 
-    Tells `Request` or `Refused`, then `Body` and `Ended`, and at last `Closed`, of each stream.
+    Calls `on_request` or `on_refused`, then `on_body` and `on_end`, and at last `on_closed`, for each stream.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    _listener: ServerListener
+
+    def __init__(self, limits: Limits, listener: ServerListener) -> None:
         super().__init__(
             ngh2.Role.SERVER,
             {
@@ -41,12 +43,11 @@ class ServerCodec(Codec):
                 ngh2.Setting.NO_RFC7540_PRIORITIES: 1,  # libnghttp2 takes turns by RFC 9218 only then
             },
             limits,
+            listener,
         )
         self._handlers[ngh2.RequestReceived] = self._on_request
         self._handlers[ngh2.PingAcknowledged] = self._on_ping
         self._heads = RequestHeads(limits)
-        self._sizes: dict[int, int] = {}  # of the heads of open streams
-        self._held = 0  # their sum
         self._received = 0
 
     def receive(self, data: bytes) -> None:
@@ -60,7 +61,7 @@ class ServerCodec(Codec):
         Raises:
             ValueError: a field that HTTP/2 does not allow.
         """
-        fields = fields_to_send([(b":status", b"%d" % status)], headers)
+        fields = [(b":status", b"%d" % status), *fields_to_send(headers)]
         try:  # noqa: SIM105 - as each request passes here
             self._engine.send_response(stream, fields, end_stream=end)
         except ngh2.NGH2Error:
@@ -68,7 +69,7 @@ class ServerCodec(Codec):
 
     def inform(self, stream: int, status: int, headers: Headers) -> None:
         """Send a head below 200. Raises as `respond`."""
-        fields = fields_to_send([(b":status", b"%d" % status)], headers)
+        fields = [(b":status", b"%d" % status), *fields_to_send(headers)]
         with contextlib.suppress(ngh2.NGH2Error):
             self._engine.send_informational_response(stream, fields)
 
@@ -86,46 +87,42 @@ class ServerCodec(Codec):
         self.goaway()
 
     def _on_request(self, event: ngh2.RequestReceived) -> None:
-        stream = event.stream_id
-        self._open.add(stream)
-        ended = event.end_stream
+        stream, ended = event.stream_id, event.end_stream
         try:
             head = self._heads.read(event.headers, ended)
         except RequestError as exc:
             self._vigil.left -= REFUSED
             method = next((value for name, value in event.headers if name == b":method"), b"")
-            self._told.append(Refused(stream, exc, method))
+            self._streams[stream] = Account()
+            self._listener.on_refused(stream, exc, method)
             return
         size = self._heads.size
-        if self._held + size > HEADS_HELD + HELD_PER_BYTE * self._received:
-            self._open.discard(stream)
+        self._held += size
+        if self._held > HEADS_HELD + HELD_PER_BYTE * self._received:
+            self._held -= size
             self.reset(stream, Code.REFUSED_STREAM)
             return
-        self._sizes[stream] = size
-        self._held += size
-        self._told.append(Request(stream, head, ended))
-
-    def _on_closed(self, event: ngh2.StreamClosed) -> None:
-        self._held -= self._sizes.pop(event.stream_id, 0)
-        super()._on_closed(event)
+        account = self._streams[stream] = Account()
+        account.size = size
+        self._listener.on_request(stream, head, ended)
 
 
 class ClientCodec(Codec):
     """The side that connects to backends.
 
-    Tells `Response` (several, if there are heads below 200), then `Body` and `Ended`, and at last `Closed`, of each
-    stream.
+    Calls `on_response` (several times, if there are heads below 200), then `on_body` and `on_end`, and at last
+    `on_closed`, for each stream.
     """
 
-    def __init__(self, limits: Limits = BACKEND_LIMITS) -> None:
+    _listener: ClientListener
+
+    def __init__(self, listener: ClientListener, limits: Limits = BACKEND_LIMITS) -> None:
         super().__init__(
-            ngh2.Role.CLIENT, {ngh2.Setting.ENABLE_PUSH: 0, ngh2.Setting.MAX_CONCURRENT_STREAMS: 0}, limits
+            ngh2.Role.CLIENT, {ngh2.Setting.ENABLE_PUSH: 0, ngh2.Setting.MAX_CONCURRENT_STREAMS: 0}, limits, listener
         )
         self._handlers[ngh2.ResponseReceived] = self._on_response
         self._handlers[ngh2.InformationalResponseReceived] = self._on_informational
         self._limit = limits.header_size
-        self._methods: dict[int, bytes] = {}
-        self._interim: dict[int, int] = {}  # bytes of heads below 200, which no window holds back
 
     @property
     def room(self) -> int:
@@ -133,7 +130,7 @@ class ClientCodec(Codec):
         if self.closing or not self._engine.can_send_request:
             return 0
         allowed = self._engine.remote_settings.get(ngh2.Setting.MAX_CONCURRENT_STREAMS, 100)
-        return max(min(allowed, MAX_STREAMS) - len(self._open), 0)
+        return max(min(allowed, MAX_STREAMS) - len(self._streams), 0)
 
     @property
     def extended_connect(self) -> bool:
@@ -174,38 +171,35 @@ class ClientCodec(Codec):
             pseudo.append((b":authority", authority))
         if protocol:
             pseudo.append((b":protocol", protocol))
-        fields = fields_to_send(pseudo, headers)
+        fields = [*pseudo, *fields_to_send(headers, method, target, authority, protocol)]
         try:
             stream = self._engine.send_request(fields, end_stream=end)
         except ngh2.NGH2Error as exc:
             raise UpstreamError(f"the connection takes no more requests: {exc}") from exc
-        self._open.add(stream)
-        self._methods[stream] = method
+        account = self._streams[stream] = Account()
+        account.method = method
         return stream
 
     def _on_response(self, event: ngh2.ResponseReceived) -> None:
         self._on_head(event.stream_id, event.headers, event.end_stream)
 
     def _on_informational(self, event: ngh2.InformationalResponseReceived) -> None:
-        stream = event.stream_id
-        if stream in self._ours:
+        account = self._streams.get(event.stream_id)
+        if account is None or account.ours:
             return
-        size = self._interim[stream] = self._interim.get(stream, 0) + head_size(event.headers)
-        if size > self._limit:
-            self.reset(stream, Code.ENHANCE_YOUR_CALM)
+        account.interim += head_size(event.headers)
+        if account.interim > self._limit:
+            self.reset(event.stream_id, Code.ENHANCE_YOUR_CALM)
         else:
-            self._on_head(stream, event.headers, ended=False)
+            self._on_head(event.stream_id, event.headers, ended=False)
 
     def _on_head(self, stream: int, headers: Iterable[Header], ended: bool) -> None:
+        account = self._streams.get(stream)
+        if account is None:
+            return
         try:
-            head = read_response(headers, self._methods.get(stream, b""), ended)
+            head = read_response(headers, account.method, ended)
         except UpstreamProtocolError:
             self.reset(stream, Code.PROTOCOL_ERROR)
             return
-        self._told.append(Response(stream, head, ended))
-
-    def _on_closed(self, event: ngh2.StreamClosed) -> None:
-        self._methods.pop(event.stream_id, None)
-        if self._interim:
-            self._interim.pop(event.stream_id, None)
-        super()._on_closed(event)
+        self._listener.on_response(stream, head, ended)

@@ -65,12 +65,14 @@ class H2Client:
         record: See `Client`.
         started: The final response's head was handed over.
         finished: The response is whole, as far as it is known here.
+        complete: Whether the request has come to its end.
         lost: The stream is gone, or of no use any more.
     """
 
     # Most requests leave these as they are, and setting them would cost each of them a microsecond.
     started = False
     finished = False
+    complete = True
     lost = False
     _taken = 0  # bytes handed out last, and passed on when the next are asked for
     _bodiless = False
@@ -79,6 +81,9 @@ class H2Client:
     _idle: float | None = None  # seconds that the client may take nothing, where its route says so
     _body_bell = _SILENT
     _answer_bell = _SILENT
+    _end: End | None = END
+    _missing: int | None = 0  # bytes of a body whose length is known, not yet handed out
+    _patience: float | None = None  # seconds that the client may be silent, if not as long as usual
     _heard = True  # since the last look: something came
     _silent_since = 0.0
     _moved = False  # since the last look: what was queued has left, and more was queued
@@ -91,10 +96,10 @@ class H2Client:
         self.record = record
         self._shared = shared
         self._pieces: list[bytes | bytearray] = []
-        self._end: End | None = END if ended else None
-        self._upgrading = request.upgrade is not None  # then what comes belongs to no body, and waits for the tunnel
-        self._missing = request.body_length  # bytes of a body whose length is known, not yet handed out
-        self._patience = shared.timeouts.idle
+        if not ended:
+            self.complete = False
+            self._end = None
+            self._missing = request.body_length
 
     # ---- what the connection's reader tells ---------------------------------------------------------
 
@@ -114,6 +119,7 @@ class H2Client:
 
     def feed_end(self, end: End) -> None:
         """The request is whole."""
+        self.complete = True
         self._end = end
         self._body_bell.ring()
 
@@ -123,28 +129,24 @@ class H2Client:
         self.interrupt(error)
 
     @property
-    def complete(self) -> bool:
-        """Whether the request has come to its end."""
-        return self._end is not None
-
-    @property
     def deceptive(self) -> bool:
         """Whether the request says that it has no body, and leaves open whether one comes."""
-        return self._missing == 0 and self._end is None and not self._upgrading
+        return self._missing == 0 and self._end is None and self.request.upgrade is None
 
     def look(self, now: float) -> None:
         """To be called each second: gives the stream up when its client has been silent, or took nothing, too long."""
+        usual = self._shared.timeouts.idle
         queued = self._shared.codec.queued(self.stream)
         if not queued or queued != self._queued or self._moved:
             self._moved = False
             self._queued = queued
             self._queued_since = now
-        elif now - self._queued_since > (self._shared.timeouts.idle if self._idle is None else self._idle):
+        elif now - self._queued_since > (usual if self._idle is None else self._idle):
             self.give_up(Code.CANCEL, StreamTimeout("the client takes no more of the response"))
         if self._heard or not self._body_bell.awaited:
             self._heard = False
             self._silent_since = now
-        elif now - self._silent_since > self._patience:
+        elif now - self._silent_since > (usual if self._patience is None else self._patience):
             self.interrupt(StreamTimeout("nothing came from the client in time"))
 
     def give_up(self, code: Code, error: StreamError) -> None:
@@ -157,8 +159,6 @@ class H2Client:
 
     def ready(self) -> bytes | End | None:
         """See `Client.ready`."""
-        if self._upgrading:
-            return END
         if self._taken:
             self._shared.codec.consumed(self.stream, self._taken)
             self._shared.ring()
@@ -302,7 +302,6 @@ class H2Client:
             raise UpstreamProtocolError("101 with a Sec-WebSocket-Accept that is none")
         fields = [field for field in head.headers if field[0] not in (b"sec-websocket-accept", b"upgrade")]
         self.start(attrs.evolve(head, status=200, headers=fields, body_length=None))
-        self._upgrading = False
         self._missing = None
         await tunnel(self, upstream.hand_over(), idle, self.record)
         if not self.finished:

@@ -20,8 +20,8 @@ from collections.abc import Callable
 import trio
 
 from trioproxy.errors import StreamError, StreamInterrupted
-from trioproxy.http.h2 import Body, ClientCodec, Closed, Code, Ended, Event, Over, Response
-from trioproxy.http.messages import END
+from trioproxy.http.h2 import ClientCodec, Code
+from trioproxy.http.messages import END, End, ResponseHead
 from trioproxy.net.sock import Reaper, Stream
 from trioproxy.proxy.bell import Bell
 from trioproxy.proxy.upstream import Backend
@@ -55,7 +55,7 @@ class H2Connection:
         self.idle_since: float | None = trio.current_time()
         self.settled = trio.Event()
         self.write_patience = stream.write_patience
-        self.codec = ClientCodec()
+        self.codec = ClientCodec(self)
         self.stuck: set[H2Upstream] = set()  # those that wait until the writer has sent what they queued
         self.streams: dict[int, H2Upstream] = {}
         self._bell = Bell()
@@ -121,9 +121,9 @@ class H2Connection:
         try:
             while data := await self._stream.receive_some():
                 codec.receive(data)
-                self._heed_all()
                 self.settled.set()
-                self.ring()
+                if codec.restless:
+                    self.ring()
         except StreamInterrupted:  # by our writer, when all was said
             pass
         except StreamError as exc:
@@ -135,11 +135,9 @@ class H2Connection:
         try:
             while True:
                 while data := codec.outgoing(SEND_AT_ONCE):
-                    self._heed_all()
                     await stream.send_all(data)
                     for upstream in [*self.stuck]:
                         upstream.sent()
-                self._heed_all()
                 if codec.over or (codec.closing and not self.streams):
                     break
                 await self._bell.wait()
@@ -148,37 +146,43 @@ class H2Connection:
         else:
             stream.interrupt()
 
-    def _heed_all(self) -> None:
-        for event in self.codec.events():
-            self._heed(event)
+    # ---- what the codec tells ----------------------------------------------------------------------------
 
-    def _heed(self, event: Event) -> None:
-        if isinstance(event, Response):
-            if (upstream := self.streams.get(event.stream)) is not None:
-                upstream.feed_head(event.head)
-                if event.ended:
-                    upstream.feed(END)
-        elif isinstance(event, Body):
-            if (upstream := self.streams.get(event.stream)) is not None:
-                upstream.feed(event.data)
-            else:
-                self.codec.consumed(event.stream, len(event.data))
-        elif isinstance(event, Ended):
-            if (upstream := self.streams.get(event.stream)) is not None:
-                upstream.feed(event.end)
-        elif isinstance(event, Closed):
-            if event.code == Code.HTTP_1_1_REQUIRED:
-                self._wants_h1(self.backend)
-                self.distrust()
-            upstream = self.streams.pop(event.stream, None)
-            if upstream is not None:
-                upstream.closed(event.code)
-            if not self.streams:
-                self.idle_since = trio.current_time()
-                if not self._trusted:
-                    self.close()
-        elif isinstance(event, Over) and event.code:
-            log.info("%s: HTTP/2 ended: %s%s", self.backend, named(event.code), event.reason and f": {event.reason}")
+    def on_response(self, stream: int, head: ResponseHead, ended: bool) -> None:
+        """See `http.h2.ClientListener`."""
+        if (upstream := self.streams.get(stream)) is not None:
+            upstream.feed_head(head)
+            if ended:
+                upstream.feed(END)
+
+    def on_body(self, stream: int, data: bytes) -> None:
+        """See `http.h2.Listener`."""
+        if (upstream := self.streams.get(stream)) is not None:
+            upstream.feed(data)
+        else:
+            self.codec.consumed(stream, len(data))
+
+    def on_end(self, stream: int, end: End) -> None:
+        """See `http.h2.Listener`."""
+        if (upstream := self.streams.get(stream)) is not None:
+            upstream.feed(end)
+
+    def on_closed(self, stream: int, code: int) -> None:
+        """See `http.h2.Listener`."""
+        if code == Code.HTTP_1_1_REQUIRED:
+            self._wants_h1(self.backend)
+            self.distrust()
+        if (upstream := self.streams.pop(stream, None)) is not None:
+            upstream.closed(code)
+        if not self.streams:
+            self.idle_since = trio.current_time()
+            if not self._trusted:
+                self.close()
+
+    def on_over(self, code: int, reason: str) -> None:
+        """See `http.h2.Listener`."""
+        if code:
+            log.info("%s: HTTP/2 ended: %s%s", self.backend, named(code), reason and f": {reason}")
 
     # ---- for the reaper --------------------------------------------------------------------------------
 

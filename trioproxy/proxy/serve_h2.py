@@ -19,9 +19,9 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any
 
 import trio
+from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
 from trioproxy.config.model import Site
 from trioproxy.errors import (
@@ -32,8 +32,8 @@ from trioproxy.errors import (
     StreamInterrupted,
     UpstreamError,
 )
-from trioproxy.http.h2 import MAX_STREAMS, Body, Closed, Code, Ended, Event, Over, Refused, Request, ServerCodec
-from trioproxy.http.messages import RequestHead
+from trioproxy.http.h2 import MAX_STREAMS, Code, ServerCodec
+from trioproxy.http.messages import End, RequestHead
 from trioproxy.net.sock import TLS_READ, Stream
 from trioproxy.proxy.bell import Bell
 from trioproxy.proxy.client import Client
@@ -76,11 +76,11 @@ async def serve_h2(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
 
 
 class _Connection:
-    """The reader, the writer, and what the streams share (`h2_client.Shared`)."""
+    """The reader, the writer, and what the streams share (`h2_client.Shared`); the codec's listener."""
 
     def __init__(self, ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answer) -> None:
         config = ctx.cell.current.config
-        self.codec = ServerCodec(config.limits)
+        self.codec = ServerCodec(config.limits, self)
         self.ctx = ctx
         self.timeouts = visit.timeouts(config)
         self.stuck: set[H2Client] = set()
@@ -89,7 +89,7 @@ class _Connection:
         self._answer = answer
         self._snapshot = ctx.cell.current  # whose routes still had this connection's entry
         self._clients: dict[int, H2Client] = {}  # by stream, until that is closed
-        self._fresh: list[H2Client] = []  # of the present batch of events
+        self._fresh: list[H2Client] = []  # of what was read last
         self._working = 0  # requests that have not come to their ends
         self._resting: list[_Server] = []
         self._bell = Bell()
@@ -99,14 +99,6 @@ class _Connection:
         self._goaway_at = math.inf
         self._failure: StreamError | None = None
         self._over = False  # nothing more comes from the client
-        self._heed: dict[type[Event], Callable[[Any], None]] = {
-            Request: self._on_request,
-            Refused: self._on_refused,
-            Body: self._on_body,
-            Ended: self._on_end,
-            Closed: self._on_closed,
-            Over: self._on_over,
-        }
         self.local = stream.local
         self.ring = self._bell.ring
         stream.write_patience = self.timeouts.idle
@@ -128,7 +120,6 @@ class _Connection:
     def forget(self) -> None:
         """It is over: undo what leads from its parts back to it, or its memory would wait for the collector."""
         self.codec.forget()
-        self._heed.clear()
         self._clients.clear()
 
     # ---- reading ------------------------------------------------------------------------------------
@@ -139,7 +130,6 @@ class _Connection:
             data = await stream.receive_some()
             while data:
                 codec.receive(data)
-                self._heed_all()
                 for client in self._fresh:
                     if not client.lost:  # reset in the same breath, and never asked
                         self._working += 1
@@ -148,7 +138,8 @@ class _Connection:
                         else:
                             nursery.start_soon(self._serve_several, client, name="requests")
                 self._fresh.clear()
-                self.ring()
+                if codec.restless:
+                    self.ring()
                 # A record that was not full is the last that its sender had.
                 data = await stream.receive_some(likely=len(data) == TLS_READ)
         except StreamInterrupted:  # by our writer, when all was said
@@ -156,51 +147,45 @@ class _Connection:
         except StreamError as exc:
             self._failure = self._failure or exc
 
-    def _heed_all(self) -> None:
-        for event in self.codec.events():
-            if (heed := self._heed.get(type(event))) is not None:
-                heed(event)
+    # ---- what the codec tells (`http.h2.ServerListener`) ----------------------------------------------
 
-    def _on_body(self, event: Body) -> None:
-        if (client := self._clients.get(event.stream)) is not None:
-            client.feed(event.data)
+    def on_body(self, stream: int, data: bytes) -> None:
+        if (client := self._clients.get(stream)) is not None:
+            client.feed(data)
 
-    def _on_end(self, event: Ended) -> None:
-        if (client := self._clients.get(event.stream)) is not None:
+    def on_end(self, stream: int, end: End) -> None:
+        if (client := self._clients.get(stream)) is not None:
             if client.deceptive:
                 self._fresh.append(client)
-            client.feed_end(event.end)
+            client.feed_end(end)
 
-    def _on_closed(self, event: Closed) -> None:
-        client = self._clients.pop(event.stream, None)
+    def on_closed(self, stream: int, code: int) -> None:  # noqa: ARG002 - whatever it is
+        client = self._clients.pop(stream, None)
         if client is not None and not client.finished:
             client.lose(ConnectionLost("the client gave the request up"))
         if not self._clients:
             self._idle_since = trio.current_time()
 
-    def _on_refused(self, event: Refused) -> None:
-        self._refuse(event.stream, RequestHead(event.method, b"", b"", []), event.error)
+    def on_refused(self, stream: int, error: RequestError, method: bytes) -> None:
+        self._refuse(stream, RequestHead(method, b"", b"", []), error)
 
-    def _on_over(self, event: Over) -> None:
-        if event.code:
-            why = f": {event.reason}" if event.reason else ""
-            log.info("%s: HTTP/2 ended: %s%s", self._visit.peer, _named(event.code), why)
+    def on_over(self, code: int, reason: str) -> None:
+        if code:
+            log.info("%s: HTTP/2 ended: %s%s", self._visit.peer, _named(code), reason and f": {reason}")
 
-    def _on_request(self, event: Request) -> None:
+    def on_request(self, stream: int, head: RequestHead, ended: bool) -> None:
         if self._working + len(self._fresh) >= MAX_STREAMS:
-            self.codec.reset(event.stream, Code.REFUSED_STREAM)
+            self.codec.reset(stream, Code.REFUSED_STREAM)
             return
-        request = event.head
-        if request.upgrade is not None:
+        if head.upgrade is not None:
             try:
-                request = as_websocket(request)
+                head = as_websocket(head)
             except RequestError as exc:
-                self._refuse(event.stream, request, exc)
+                self._refuse(stream, head, exc)
                 return
-        record = self._visit.record(request)
-        client = self._clients[event.stream] = H2Client(self, event.stream, request, record, ended=event.ended)
+        client = self._clients[stream] = H2Client(self, stream, head, self._visit.record(head), ended=ended)
         self._idle_since = None
-        if not client.deceptive:
+        if ended or not client.deceptive:
             self._fresh.append(client)
 
     def _refuse(self, stream: int, request: RequestHead, error: RequestError) -> None:
@@ -214,12 +199,11 @@ class _Connection:
 
     async def _serve_several(self, client: H2Client | None) -> None:
         """Serve one request after the other, as long as the next one comes soon."""
-        me = _Server()
+        me = _Server(self._resting)
         while client is not None:
             await self._serve(client)
             if len(self._resting) >= RESTING:
                 return
-            self._resting.append(me)
             client = await me.rest()
 
     async def _serve(self, client: H2Client) -> None:
@@ -260,11 +244,9 @@ class _Connection:
         try:
             while True:
                 while data := codec.outgoing(SEND_AT_ONCE):
-                    self._heed_all()
                     await stream.send_all(data)
                     for client in [*self.stuck]:
                         client.sent()
-                self._heed_all()
                 if codec.over:
                     break
                 await self._bell.wait()
@@ -321,24 +303,29 @@ class _Connection:
 
 
 class _Server:
-    """A task that has served a request, and waits for another."""
+    """A task that has served a request, and waits for another among those that rest."""
 
-    __slots__ = ("_bell", "_client")
+    __slots__ = ("_client", "_resting", "_task")
 
-    def __init__(self) -> None:
-        self._bell = Bell()
+    def __init__(self, resting: list[_Server]) -> None:
         self._client: H2Client | None = None
+        self._resting = resting
+        self._task = current_task()
 
     async def rest(self) -> H2Client | None:
         """Wait for a request; None when there is none to wait for any more."""
-        await self._bell.wait()
-        client, self._client = self._client, None
-        return client
+        self._resting.append(self)
+        await wait_task_rescheduled(self._leave)
+        return self._client
 
     def wake(self, client: H2Client | None) -> None:
-        """Give it its next request, or let it go."""
+        """Give it its next request, or let it go. Only for one that was just taken from those that rest."""
         self._client = client
-        self._bell.ring()
+        reschedule(self._task)
+
+    def _leave(self, _: object) -> Abort:
+        self._resting.remove(self)
+        return Abort.SUCCEEDED
 
 
 def _named(code: int) -> str:
