@@ -25,6 +25,7 @@ if it does not, it speaks to the server that the first one chose.
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import NoReturn
 
@@ -44,22 +45,27 @@ _HANDSHAKE_RECORD = 22
 _CLIENT_HELLO = 1
 _MESSAGE_HEADER = 4
 _VERSION_AND_RANDOM = 2 + 32
-_LEAST = _MESSAGE_HEADER + _VERSION_AND_RANDOM + 1 + (2 + 2) + (1 + 1)  # no session id, one suite, one compression
+_SESSION_ID = _MESSAGE_HEADER + _VERSION_AND_RANDOM
+_LEAST = _SESSION_ID + 1 + (2 + 2) + (1 + 1)  # no session id, one suite, one compression
 _MAX_SESSION_ID = 32
 
 _SERVER_NAME = 0  # RFC 6066 section 3
 _ALPN = 16  # RFC 7301
 _SUPPORTED_VERSIONS = 43  # RFC 8446 section 4.2.1
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D  # RFC 9849
+_LENGTHS = struct.Struct("!HBBH")  # the length of a record, the type of the message in it, and the length of that
+_TO_BE_READ = frozenset((_SERVER_NAME, _ALPN, _SUPPORTED_VERSIONS))
 _EXTENSION = struct.Struct("!HH")  # its type and its length
+_ONE_NAME = struct.Struct("!HBH")  # the length of a list of names, the type of its first one, and the length of that
 _VERSIONS = {b"\3\0": "SSLv3", b"\3\1": "TLSv1", b"\3\2": "TLSv1.1", b"\3\3": "TLSv1.2", b"\3\4": "TLSv1.3"}
+_USUAL_PROTOCOLS = {b"\0\x0c\2h2\x08http/1.1": (b"h2", b"http/1.1"), b"\0\x09\x08http/1.1": (b"http/1.1",)}
 _HOST_NAME = 0  # the only NameType there ever was
 _TOO_LONG = "a length that reaches beyond what holds it"
 
 
-@attrs.frozen
+@attrs.define  # and not frozen, which takes four times as long to make: each connection has one
 class ClientHello:
-    """What the proxy wants to know of a ClientHello.
+    """What the proxy wants to know of a ClientHello. Nobody changes it.
 
     Attributes:
         server_name: The host name of the server_name extension, normalised; None when there is no such extension.
@@ -73,8 +79,7 @@ class ClientHello:
     alpn: tuple[bytes, ...]
     size: int
     encrypted_client_hello: bool
-    _legacy_version: bytes = attrs.field(default=b"", eq=False, repr=False)
-    _supported_versions: bytes = attrs.field(default=b"", eq=False, repr=False)
+    _versions: bytes = attrs.field(default=b"", eq=False, repr=False)
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -82,8 +87,8 @@ class ClientHello:
 
         One that says no more than the old field of the version (RFC 8446 section 4.1.2) offers that and older ones.
         """
-        said = self._supported_versions
-        offered = [said[at : at + 2] for at in range(1, len(said), 2)] if said else [self._legacy_version]
+        said = self._versions
+        offered = (said[at : at + 2] for at in range(0, len(said), 2))
         return tuple(_VERSIONS[version] for version in offered if version in _VERSIONS)
 
 
@@ -181,26 +186,21 @@ class ClientHelloReader:
 
 
 def _whole_message(data: bytes | memoryview) -> bytes | None:
-    """The ClientHello when `data` begins with a record that holds it and nothing else, as nearly all do; else None."""
-    if len(data) < _RECORD_HEADER + _MESSAGE_HEADER or data[0] != _HANDSHAKE_RECORD or data[1] != 3:
+    """The ClientHello when `data` is one record that holds it and nothing else, as it nearly always is; else None."""
+    length = len(data) - _RECORD_HEADER
+    if not _MESSAGE_HEADER <= length <= MAX_RECORD or data[0] != _HANDSHAKE_RECORD or data[1] != 3:
         return None
-    length = data[3] << 8 | data[4]
-    message = bytes(data[_RECORD_HEADER : _RECORD_HEADER + length])
-    whole = (
-        _MESSAGE_HEADER <= len(message) == length <= MAX_RECORD
-        and message[0] == _CLIENT_HELLO
-        and int.from_bytes(message[1:_MESSAGE_HEADER], "big") == length - _MESSAGE_HEADER
-    )
-    return message if whole else None
+    if data[3 : 3 + _LENGTHS.size] != _LENGTHS.pack(length, _CLIENT_HELLO, 0, length - _MESSAGE_HEADER):
+        return None
+    return bytes(data[_RECORD_HEADER:])
 
 
 def _parse(message: bytes, size: int) -> ClientHello:
-    """Read the vectors. Each connection pays for this, so only the two that matter are cut out of the message."""
+    """Read the vectors."""
     end = len(message)
     try:
-        at = _MESSAGE_HEADER + _VERSION_AND_RANDOM
-        session_id = message[at]
-        at += 1 + session_id
+        session_id = message[_SESSION_ID]
+        at = _SESSION_ID + 1 + session_id
         suites = message[at] << 8 | message[at + 1]
         at += 2 + suites
         compressions = message[at]
@@ -212,70 +212,64 @@ def _parse(message: bytes, size: int) -> ClientHello:
     if session_id > _MAX_SESSION_ID or not suites or suites % 2 or not compressions:
         raise MalformedHello("a session id, cipher suites or compression methods of a wrong length")
     if at == end:  # as clients wrote it before TLS 1.2
-        return ClientHello(None, (), size, encrypted_client_hello=False, legacy_version=_version(message))
+        return ClientHello(None, (), size, encrypted_client_hello=False, versions=_legacy_version(message))
     if end - at < 2 or end - at - 2 != message[at] << 8 | message[at + 1]:
         raise MalformedHello("extensions of another length than what is left for them")
-    places = _extensions(message, at + 2)
-    name, alpn, versions = places.get(_SERVER_NAME), places.get(_ALPN), places.get(_SUPPORTED_VERSIONS)
+    kinds, contents = _extensions(message, at + 2)
+    name, alpn = contents.get(_SERVER_NAME), contents.get(_ALPN)
     return ClientHello(
-        None if name is None else _server_name(_content(message, name)),
-        () if alpn is None else _protocols(_content(message, alpn)),
+        None if name is None else _server_name(name),
+        () if alpn is None else _protocols(alpn),
         size,
-        _ENCRYPTED_CLIENT_HELLO in places,
-        _version(message),
-        b"" if versions is None else _content(message, versions),
+        _ENCRYPTED_CLIENT_HELLO in kinds,
+        contents.get(_SUPPORTED_VERSIONS, b"")[1:] or _legacy_version(message),  # the first byte is a length
     )
 
 
-def _version(message: bytes) -> bytes:
+def _legacy_version(message: bytes) -> bytes:
     return message[_MESSAGE_HEADER : _MESSAGE_HEADER + 2]
 
 
-def _extensions(message: bytes, at: int) -> dict[int, int]:
-    """Where each extension begins, of those from `at` to the end of the message."""
-    places: dict[int, int] = {}
-    count = 0
+def _extensions(message: bytes, at: int) -> tuple[set[int], dict[int, bytes]]:
+    """The types of the extensions from `at` to the end of the message, and the contents of those that matter."""
+    kinds = []
+    contents = {}
     first, end = at, len(message)
+    unpack = _EXTENSION.unpack_from
     try:
         while at < end:
-            kind, length = _EXTENSION.unpack_from(message, at)
-            places[kind] = at
-            at += 4 + length
-            count += 1
+            kind, length = unpack(message, at)
+            kinds.append(kind)
+            at += 4
+            if kind in _TO_BE_READ:
+                contents[kind] = message[at : at + length]
+            at += length
     except struct.error:
         raise MalformedHello("an extension without room for its length") from None
     if at != end:
         raise MalformedHello("an extension that reaches beyond the others")
-    if count != len(places):
+    distinct = set(kinds)
+    if len(distinct) != len(kinds):
         _refuse_double(message, first)
-    return places
-
-
-def _content(message: bytes, at: int) -> bytes:
-    """The content of the extension that begins at `at`."""
-    _, length = _EXTENSION.unpack_from(message, at)
-    return message[at + _EXTENSION.size : at + _EXTENSION.size + length]
+    return distinct, contents
 
 
 def _refuse_double(message: bytes, at: int) -> NoReturn:
     """Name the first extension that comes twice, of those from `at` on; there is one."""
     seen: set[int] = set()
-    while (kind := _EXTENSION.unpack_from(message, at)[0]) not in seen:
+    kind, length = _EXTENSION.unpack_from(message, at)
+    while kind not in seen:
         seen.add(kind)
-        at += _EXTENSION.size + len(_content(message, at))
+        at += _EXTENSION.size + length
+        kind, length = _EXTENSION.unpack_from(message, at)
     if kind == _SERVER_NAME:
         raise BadServerName("two server_name extensions")
     raise MalformedHello(f"extension {kind} comes twice", Alert.ILLEGAL_PARAMETER)
 
 
+@functools.lru_cache(maxsize=4096)  # only what is a name stays, and that is short
 def _server_name(content: bytes) -> str:
-    # The length of the list, one NameType, the length of the name, the name.
-    if (
-        len(content) < 5
-        or int.from_bytes(content[:2], "big") != len(content) - 2
-        or content[2] != _HOST_NAME
-        or int.from_bytes(content[3:5], "big") != len(content) - 5
-    ):
+    if len(content) < 5 or content[:5] != _ONE_NAME.pack(len(content) - 2, _HOST_NAME, len(content) - 5):
         raise BadServerName("a server_name extension that holds something else than one host name")
     name = content[5:]
     try:
@@ -285,6 +279,9 @@ def _server_name(content: bytes) -> str:
 
 
 def _protocols(content: bytes) -> tuple[bytes, ...]:
+    usual = _USUAL_PROTOCOLS.get(content)
+    if usual is not None:
+        return usual
     if len(content) < 3 or int.from_bytes(content[:2], "big") != len(content) - 2:
         raise MalformedHello("an ALPN extension that holds something else than one list")
     protocols = []
