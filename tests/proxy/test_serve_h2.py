@@ -143,6 +143,22 @@ async def test_an_event_passes_before_the_response_has_ended() -> None:
         assert (await caller.answer(stream)).body == b"data: 1\n\ndata: 2\n\n"
 
 
+async def test_a_head_passes_before_anything_of_its_body_is_there() -> None:
+    more = trio.Event()
+
+    async def slow(stream: trio.SocketStream, recording: Recording) -> None:
+        await read_until(stream, recording, b"\r\n\r\n")
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        await more.wait()
+        await stream.send_all(b"hello")
+
+    async with served(slow) as (caller, _):
+        stream = await caller.begin("GET", "/", NAME)
+        await caller.until(lambda: caller.answers[stream].status == 200)
+        more.set()
+        assert (await caller.answer(stream)).body == b"hello"
+
+
 async def test_informational_heads_pass_in_order() -> None:
     response = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 P\r\n\r\n" + HELLO
     async with served(answering(response)) as (caller, _):

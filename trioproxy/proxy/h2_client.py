@@ -1,7 +1,7 @@
 """One stream of an HTTP/2 connection: `proxy.client.Client` for its exchange, and bytes both ways for a WebSocket.
 
-Nothing here sends. What an exchange says is queued in the codec, and the connection's one writer is rung; it collects
-what all streams have said by then. An exchange whose client does not take what was said waits here, in `flush`.
+Nothing here sends. What an exchange says is queued in the codec; `flush` rings the connection's one writer, which
+collects what all streams have said by then, and an exchange whose client does not take what was said waits there.
 """
 
 from __future__ import annotations
@@ -202,12 +202,12 @@ class H2Client:
 
     def informational(self, head: ResponseHead) -> None:
         """See `Client.informational`."""
-        fields, _ = self._fields(head)
+        ctx = self._shared.ctx
+        fields, _ = response_headers_h2(head, self.request, pseudonym=ctx.pseudonym, date=ctx.dates.now())
         try:
             self._shared.codec.inform(self.stream, head.status, fields)
         except ValueError as exc:
             raise UpstreamProtocolError(str(exc)) from exc
-        self._shared.ring()
 
     def start(self, head: ResponseHead) -> None:
         """See `Client.start`.
@@ -215,7 +215,8 @@ class H2Client:
         Raises:
             UpstreamProtocolError: a field that HTTP/1 lets pass and HTTP/2 does not.
         """
-        fields, whole = self._fields(head)
+        ctx = self._shared.ctx
+        fields, whole = response_headers_h2(head, self.request, pseudonym=ctx.pseudonym, date=ctx.dates.now())
         try:
             self._shared.codec.respond(self.stream, head.status, fields, end=whole)
         except ValueError as exc:
@@ -225,11 +226,6 @@ class H2Client:
         self.finished = self._bodiless = whole
         if head.http_version != (2, 0):  # where trailers may follow a body whose length was told
             self._left = head.body_length
-        self._shared.ring()
-
-    def _fields(self, head: ResponseHead) -> tuple[Headers, bool]:
-        ctx = self._shared.ctx
-        return response_headers_h2(head, self.request, pseudonym=ctx.pseudonym, date=ctx.dates.now())
 
     def body(self, data: bytes) -> None:
         """See `Client.body`."""
@@ -240,7 +236,6 @@ class H2Client:
             self.finished = self._left == 0
         self._moved = True
         self._shared.codec.body(self.stream, data, end=self.finished)
-        self._shared.ring()
 
     def end(self, trailers: Sequence[Header]) -> None:
         """See `Client.end`. Raises as `start`."""
@@ -251,11 +246,10 @@ class H2Client:
         except ValueError as exc:
             raise UpstreamProtocolError(str(exc)) from exc
         self.finished = True
-        self._shared.ring()
 
     def pending(self) -> int:
-        """See `Client.pending`. Heads do not count: nobody need wait for them."""
-        return self._shared.codec.queued(self.stream)
+        """See `Client.pending`. Never 0, for heads are not counted, and one may be there that nobody has told of."""
+        return self._shared.codec.queued(self.stream) or 1
 
     async def flush(self) -> None:
         """See `Client.flush`: waits until the writer has taken what was queued, but for the end of a response.
@@ -263,6 +257,7 @@ class H2Client:
         Raises:
             StreamError: the client gave the stream up, or takes nothing.
         """
+        self._shared.ring()
         while self._error is None and not self.finished and self._shared.codec.queued(self.stream):
             if self._answer_bell is _SILENT:
                 self._answer_bell = Bell()
@@ -280,11 +275,12 @@ class H2Client:
             self._answer_bell.ring()
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """See `Client.answer`."""
+        """See `Client.answer`. Rings the writer, as nobody may come to `flush`."""
         self.start(ResponseHead(status, b"", headers, body_length=len(body)))
         if body and not self._bodiless:
             self.record.sent = len(body)
             self.body(body)
+        self._shared.ring()
 
     def fail(self, error: RequestError | UpstreamError) -> None:
         """Answer with the error's status and a small page."""
@@ -303,6 +299,7 @@ class H2Client:
         fields = [field for field in head.headers if field[0] not in (b"sec-websocket-accept", b"upgrade")]
         self.start(attrs.evolve(head, status=200, headers=fields, body_length=None))
         self._missing = None
+        self._shared.ring()
         await tunnel(self, upstream.hand_over(), idle, self.record)
         if not self.finished:
             self.give_up(Code.CANCEL, ConnectionLost("one side of the tunnel was lost"))
@@ -321,6 +318,7 @@ class H2Client:
     def send_eof(self) -> None:
         """See `Duplex.send_eof`."""
         self.end(())
+        self._shared.ring()
 
     def expect(self, seconds: float) -> None:
         """See `Duplex.expect`."""

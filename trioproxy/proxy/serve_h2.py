@@ -201,37 +201,38 @@ class _Connection:
         """Serve one request after the other, as long as the next one comes soon."""
         me = _Server(self._resting)
         while client is not None:
-            await self._serve(client)
+            try:
+                await self._answer(self.ctx, self._visit, client.request, client)
+            except trio.Cancelled as exc:
+                blame(client.record, ConnectionLost("the client's connection has ended") if self._over else exc)
+                raise
+            except Exception as exc:
+                self._end_badly(client, exc)
+            finally:
+                self._working -= 1
+                if not client.complete:
+                    self.codec.leave(client.stream)
+                    self.ring()
+                self._tell(client.record)
             if len(self._resting) >= RESTING:
                 return
             client = await me.rest()
 
-    async def _serve(self, client: H2Client) -> None:
-        try:
-            await self._answer(self.ctx, self._visit, client.request, client)
-        except (RequestError, UpstreamError, ResponseAborted) as exc:
-            report(self._visit, client.request, client.record, exc)
-            if client.started or isinstance(exc, ResponseAborted):
-                client.give_up(Code.INTERNAL_ERROR, ConnectionLost(str(exc)))
+    def _end_badly(self, client: H2Client, failure: Exception) -> None:
+        if isinstance(failure, RequestError | UpstreamError | ResponseAborted):
+            report(self._visit, client.request, client.record, failure)
+            if client.started or isinstance(failure, ResponseAborted):
+                client.give_up(Code.INTERNAL_ERROR, ConnectionLost(str(failure)))
             else:
-                client.fail(exc)
-        except StreamError as exc:
-            blame(client.record, exc)
-            log.debug("%s: %s", self._visit.peer, exc)
-            client.give_up(Code.CANCEL, exc)
-        except Exception as exc:
-            blame(client.record, exc)
-            log.exception("%s: a bug in trioproxy ended this request", self._visit.peer)
+                client.fail(failure)
+            return
+        blame(client.record, failure)
+        if isinstance(failure, StreamError):
+            log.debug("%s: %s", self._visit.peer, failure)
+            client.give_up(Code.CANCEL, failure)
+        else:
+            log.error("%s: a bug in trioproxy ended this request", self._visit.peer, exc_info=failure)
             client.give_up(Code.INTERNAL_ERROR, ConnectionLost("a bug"))
-        except trio.Cancelled as exc:
-            blame(client.record, ConnectionLost("the client's connection has ended") if self._over else exc)
-            raise
-        finally:
-            self._working -= 1
-            if not client.complete:
-                self.codec.leave(client.stream)
-                self.ring()
-            self._tell(client.record)
 
     def _tell(self, record: Exchange) -> None:
         record.ended = perf_counter()
