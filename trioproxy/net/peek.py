@@ -20,8 +20,8 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import trio
 
@@ -54,7 +54,7 @@ PAUSE = 0.01
 """Seconds of that pause."""
 
 
-async def peek_client_hello(stream: Stream) -> ClientHello:
+def peek_client_hello(stream: Stream) -> Coroutine[Any, Any, ClientHello]:
     """The ClientHello with which the peer begins, left in the socket with all that follows it.
 
     Args:
@@ -73,7 +73,7 @@ async def peek_client_hello(stream: Stream) -> ClientHello:
     def look(queued: bytes, seen: int) -> ClientHello | int:
         return reader.feed(queued[seen:] if seen else queued) or reader.missing
 
-    return await _peek(stream, look, "ClientHello", TruncatedHello, HelloTimeout)
+    return _peek(stream, look, "ClientHello", TruncatedHello, HelloTimeout)
 
 
 async def take_proxy_header(stream: Stream) -> ProxyHeader:

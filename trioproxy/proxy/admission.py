@@ -11,8 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
-import trio
-
 from trioproxy.access import PRIVATE, parse, within
 from trioproxy.config.model import HostPort, Listen, Passthrough, Site
 from trioproxy.errors import BadProxyHeader, ClientLeft, ConnectionLost, HandshakeFailed, SilentPeer, TrioproxyError
@@ -50,7 +48,7 @@ async def admit(ctx: ProxyContext, sock: Socket, peer: Peer, scheme: str, conver
     try:
         if not entered:
             return
-        stream.deadline = trio.current_time() + config.timeouts.hello
+        stream.deadline = ctx.reaper.now() + config.timeouts.hello
         if config.listen.proxy_protocol_from:
             peer = await _who_calls(config.listen, stream, peer)
         key = ctx.admission.introduce(peer.host, config.limits.connections_per_ip)

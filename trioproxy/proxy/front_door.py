@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import Any
 
+from trioproxy.access import EVERYONE
 from trioproxy.config.model import Passthrough
 from trioproxy.errors import AccessDenied, HelloError, MissingServerName, SilentPeer, UnknownServerName
 from trioproxy.net.listen import Peer
@@ -46,7 +47,7 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Rest:
         entry, by_default = _entry_for(snapshot, hello)
         if (pem := proof.asked_for(ctx, hello, entry)) is not None:
             return proof.show(ctx.board, stream, peer, hello.server_name or "", pem)
-        if not permitted(ctx, entry, peer):
+        if entry.access is not EVERYONE and not permitted(ctx, entry, peer):
             raise AccessDenied(f"{hello.server_name or entry.name} is not open to this client")
     except SilentPeer:
         raise

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from time import perf_counter
 
-import trio
-
 from trioproxy.config.model import Site
 from trioproxy.errors import StreamError
 from trioproxy.http.rewriting import Rewriter
@@ -26,7 +24,7 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
         StreamError: the handshake failed, or the client was lost.
     """
     snapshot = ctx.cell.current
-    stream.deadline = trio.current_time() + snapshot.config.timeouts.hello
+    stream.deadline = ctx.reaper.now() + snapshot.config.timeouts.hello
     began = perf_counter()
     try:
         await stream.start_tls_server(snapshot.contexts.of(site))
