@@ -36,16 +36,17 @@ class Access:
         deny: Networks that may not, whatever `allow` says.
         allow_lan: "lan" stands in `allow`.
         deny_lan: "lan" stands in `deny`.
+        open: Whether everyone may connect. It follows from the others, and is kept: each connection asks for it.
     """
 
     allow: tuple[Network, ...] = ()
     deny: tuple[Network, ...] = ()
     allow_lan: bool = False
     deny_lan: bool = False
+    open: bool = attrs.field(init=False, eq=False, repr=False)
 
-    @property
-    def open(self) -> bool:
-        """Whether everyone may connect."""
+    @open.default
+    def _open_to_all(self) -> bool:
         return not (self.allow or self.deny or self.allow_lan or self.deny_lan)
 
     def permits(self, host: str, on_link: Sequence[Network]) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import Any
 
-from trioproxy.access import EVERYONE
 from trioproxy.config.model import Passthrough
 from trioproxy.errors import AccessDenied, HelloError, MissingServerName, SilentPeer, UnknownServerName
 from trioproxy.net.listen import Peer
@@ -19,8 +18,6 @@ from trioproxy.proxy.admission import Rest, admit, permitted
 from trioproxy.proxy.context import Guest, ProxyContext
 from trioproxy.proxy.passthrough import announcement, serve_passthrough
 from trioproxy.proxy.terminate import serve_site
-from trioproxy.routing import Entry
-from trioproxy.snapshot import Snapshot
 from trioproxy.wire.client_hello import ClientHello
 
 log = logging.getLogger("trioproxy.front_door")
@@ -44,10 +41,12 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Rest:
     hello: ClientHello | None = None
     try:
         hello = await peek_client_hello(stream)
-        entry, by_default = _entry_for(snapshot, hello)
+        entry, by_default = snapshot.entry_for(hello.server_name)
+        if entry is None:
+            raise _nowhere_to_go(hello)
         if (pem := proof.asked_for(ctx, hello, entry)) is not None:
             return proof.show(ctx.board, stream, peer, hello.server_name or "", pem)
-        if entry.access is not EVERYONE and not permitted(ctx, entry, peer):
+        if not (entry.access.open or permitted(ctx, entry, peer)):
             raise AccessDenied(f"{hello.server_name or entry.name} is not open to this client")
     except SilentPeer:
         raise
@@ -65,10 +64,7 @@ async def _show_in(ctx: ProxyContext, stream: Stream, peer: Peer) -> Rest:
     return serve_site(ctx, stream, peer, entry, by_default=by_default)
 
 
-def _entry_for(snapshot: Snapshot, hello: ClientHello) -> tuple[Entry, bool]:
-    entry, by_default = snapshot.entry_for(hello.server_name)
-    if entry is not None:
-        return entry, by_default
+def _nowhere_to_go(hello: ClientHello) -> HelloError:
     if hello.server_name is None:
-        raise MissingServerName("the client sent no server name, and listen.no_sni names no entry for such clients")
-    raise UnknownServerName(f"{hello.server_name} is configured nowhere")
+        return MissingServerName("the client sent no server name, and listen.no_sni names no entry for such clients")
+    return UnknownServerName(f"{hello.server_name} is configured nowhere")

@@ -240,10 +240,9 @@ def _extensions(message: bytes, at: int) -> tuple[set[int], dict[int, bytes]]:
         while at < end:
             kind, length = unpack(message, at)
             kinds.append(kind)
-            at += 4
             if kind in _TO_BE_READ:
-                contents[kind] = message[at : at + length]
-            at += length
+                contents[kind] = message[at + 4 : at + 4 + length]
+            at += 4 + length
     except struct.error:
         raise MalformedHello("an extension without room for its length") from None
     if at != end:
