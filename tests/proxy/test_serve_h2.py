@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import h11
 import pytest
 import trio
+import trio.testing
 
 from tests.net.sockets import until
-from tests.proxy.h2_caller import calling, served
+from tests.proxy.h2_caller import Raw, calling, served
 from tests.proxy.stage import HELLO, Caller, Recording, answering, backend, make_config, read_until, site, stage
 from trioproxy.proxy.serve_h2 import RESTING
 
@@ -285,6 +288,40 @@ async def test_a_slow_stream_delays_no_other() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_request_that_sends_its_own_answer_holds_up_no_other() -> None:
+    """The client takes nothing for a while, so the last answer that fits waits in the middle of a TLS record."""
+    body = bytes(range(256)) * 128
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    async with backend(answering(response)) as (port, seen), stage(make_config(site(NAME, port))) as proxy:
+        client = await Raw.connect(proxy, NAME)
+        frames = client.frames
+        await client.send(frames.start(INITIAL_WINDOW_SIZE=1 << 30), frames.window(0, 1 << 30))
+        connection: Any
+        with trio.fail_after(10):
+            await until(lambda: len(proxy.ctx.drain.several) == 1)
+            (connection,) = proxy.ctx.drain.several
+            await trio.testing.wait_all_tasks_blocked()
+            streams: list[int] = []
+            while not connection._sending:
+                streams.append(2 * len(streams) + 1)
+                await client.send(frames.headers(streams[-1]))
+                await until(lambda: seen.received.count(b"GET /") == len(streams))
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert connection._bell.awaited  # it is not the writer
+            streams.append(2 * len(streams) + 1)
+            await client.send(frames.headers(streams[-1]))
+            await until(lambda: seen.received.count(b"GET /") == len(streams))
+
+        ended = dict.fromkeys(streams, b"")
+        for number in ended:
+            data = b""
+            while len(data) < len(body):
+                frame = await client.until(0)
+                ended[frame.stream_id] += frame.data
+                data = ended[number]
+        assert set(ended.values()) == {body}
+
+
 async def test_http1_is_served_to_those_who_ask_for_it() -> None:
     async with backend(answering(HELLO)) as (port, _), stage(make_config(site(NAME, port))) as proxy:
         assert (await Caller(await proxy.tls(NAME)).ask("GET", "/", NAME)).status == 200
@@ -295,7 +332,7 @@ async def test_a_bug_in_one_request_ends_that_request(
 ) -> None:
     from trioproxy.proxy import site as module
 
-    async def broken(*_: object) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     async with served(answering(HELLO)) as (caller, _):

@@ -257,7 +257,8 @@ class H2Client:
         Raises:
             StreamError: the client gave the stream up, or takes nothing.
         """
-        self._shared.ring()
+        if not self.finished:
+            self._shared.ring()
         while self._error is None and not self.finished and self._shared.codec.queued(self.stream):
             if self._answer_bell is _SILENT:
                 self._answer_bell = Bell()
@@ -275,12 +276,11 @@ class H2Client:
             self._answer_bell.ring()
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """See `Client.answer`. Rings the writer, as nobody may come to `flush`."""
+        """See `Client.answer`."""
         self.start(ResponseHead(status, b"", headers, body_length=len(body)))
         if body and not self._bodiless:
             self.record.sent = len(body)
             self.body(body)
-        self._shared.ring()
 
     def fail(self, error: RequestError | UpstreamError) -> None:
         """Answer with the error's status and a small page."""

@@ -1,10 +1,11 @@
 """An HTTP/2 client connection: many requests at once, each in a task of its own, and one task that writes.
 
 How it works. This task reads, hands what has come to the codec and starts a task for each request, or wakes one that
-has just served another. The requests' tasks never touch the socket: what they say is queued in the codec, and the
-writer, which they ring, sends what all of them have said since it slept, at most `SEND_AT_ONCE` at a time. The reader
-waits for nobody but the client, so no stream can hold up another; a stream that is not read fills its own window and
-stops.
+has just served another. What the requests' tasks say is queued in the codec, and the writer, which they ring, sends
+what all of them have said since it slept, at most `SEND_AT_ONCE` at a time. Only the task whose request was the last
+that was under way sends by itself what the sleeping writer would be woken for: nobody could add to it. Whoever sends,
+nobody else does meanwhile. The reader waits for nobody but the client, so no stream can hold up another; a stream that
+is not read fills its own window and stops.
 
 A request's task has no cancel scope. A stream that its client gives up is marked as lost, which wakes the task if it
 waits for the client, and which the backend's side looks at once a second. Until the task has ended its slot counts as
@@ -98,6 +99,7 @@ class _Connection:
         self._unfinished_since = 0.0
         self._goaway_at = math.inf
         self._failure: StreamError | None = None
+        self._sending = False
         self._over = False  # nothing more comes from the client
         self.local = stream.local
         self.ring = self._bell.ring
@@ -195,6 +197,7 @@ class _Connection:
         blame(record, error)
         H2Client(self, stream, request, record, ended=True).fail(error)
         self.codec.leave(stream)
+        self.ring()
         self._tell(record)
 
     async def _serve_several(self, client: H2Client | None) -> None:
@@ -212,8 +215,11 @@ class _Connection:
                 self._working -= 1
                 if not client.complete:
                     self.codec.leave(client.stream)
-                    self.ring()
                 self._tell(client.record)
+            if self._working or not self._bell.awaited:
+                self.ring()
+            else:  # see above
+                await self._send()
             if len(self._resting) >= RESTING:
                 return
             client = await me.rest()
@@ -241,20 +247,29 @@ class _Connection:
     # ---- writing ------------------------------------------------------------------------------------
 
     async def _write(self) -> None:
+        while True:
+            await self._send()
+            await self._bell.wait()
+
+    async def _send(self) -> None:
+        """Send what all streams have said; if a task is at it already, that sends it all."""
+        if self._sending:
+            return
         codec, stream = self.codec, self._stream
+        self._sending = True  # to the end, if this fails: after a part of it nothing else can be sent
         try:
-            while True:
-                while data := codec.outgoing(SEND_AT_ONCE):
-                    await stream.send_all(data)
-                    for client in [*self.stuck]:
-                        client.sent()
-                if codec.over:
-                    break
-                await self._bell.wait()
+            while data := codec.outgoing(SEND_AT_ONCE):
+                await stream.send_all(data)
+                for client in [*self.stuck]:
+                    client.sent()
         except StreamInterrupted:
             pass
         except StreamError as exc:
             self._failure = self._failure or exc
+        else:
+            self._sending = False
+            if not codec.over:
+                return
         stream.interrupt()  # the reader has nothing to wait for
 
     # ---- the end ------------------------------------------------------------------------------------
