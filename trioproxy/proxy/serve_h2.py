@@ -222,7 +222,9 @@ class _Connection:
                 await self._send()
             if len(self._resting) >= RESTING:
                 return
-            client = await me.rest()
+            self._resting.append(me)
+            await wait_task_rescheduled(me.leave)
+            client = me.client
 
     def _end_badly(self, client: H2Client, failure: Exception) -> None:
         if isinstance(failure, RequestError | UpstreamError | ResponseAborted):
@@ -319,27 +321,26 @@ class _Connection:
 
 
 class _Server:
-    """A task that has served a request, and waits for another among those that rest."""
+    """A task that has served a request, and waits for another among those that rest.
 
-    __slots__ = ("_client", "_resting", "_task")
+    Attributes:
+        client: Its next request; None when there is none to wait for any more.
+    """
+
+    __slots__ = ("_resting", "_task", "client")
 
     def __init__(self, resting: list[_Server]) -> None:
-        self._client: H2Client | None = None
+        self.client: H2Client | None = None
         self._resting = resting
         self._task = current_task()
 
-    async def rest(self) -> H2Client | None:
-        """Wait for a request; None when there is none to wait for any more."""
-        self._resting.append(self)
-        await wait_task_rescheduled(self._leave)
-        return self._client
-
     def wake(self, client: H2Client | None) -> None:
         """Give it its next request, or let it go. Only for one that was just taken from those that rest."""
-        self._client = client
+        self.client = client
         reschedule(self._task)
 
-    def _leave(self, _: object) -> Abort:
+    def leave(self, _: object) -> Abort:
+        """For `wait_task_rescheduled`: the task is cancelled."""
         self._resting.remove(self)
         return Abort.SUCCEEDED
 
