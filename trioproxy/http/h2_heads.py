@@ -8,7 +8,7 @@ it lets pass is judged here. What we send is looked at here too, for ngh2 sends 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from trioproxy.config.model import Limits
 from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
@@ -182,24 +182,19 @@ def _length(lengths: list[bytes]) -> int | None:
     return None if length is None else int(length)
 
 
-def read_response(fields: Iterable[Header], method: bytes, ended: bool) -> ResponseHead:
+def read_response(fields: Sequence[Header], method: bytes, ended: bool) -> ResponseHead:
     """The head of a response to a request with `method`; `ended`: the stream ends with it.
 
     Raises:
         UpstreamProtocolError: it breaks a rule.
     """
-    status = b""
-    headers: Headers = []
-    lengths: list[bytes] = []
-    for name, value in fields:
-        if name == b":status":
-            status = value
-            continue
-        if name == b"content-length":
-            lengths.append(value)
-        elif name in _CONNECTION_SPECIFIC:
-            raise UpstreamProtocolError(f"the field {name.decode()} has no place in HTTP/2")
-        headers.append((name, value))
+    names = [name for name, _ in fields]
+    if not _CONNECTION_SPECIFIC.isdisjoint(names):
+        name = next(name for name in names if name in _CONNECTION_SPECIFIC)
+        raise UpstreamProtocolError(f"the field {name.decode()} has no place in HTTP/2")
+    status = b"".join([value for name, value in fields if name == b":status"])
+    headers = [field for field in fields if field[0] != b":status"]
+    lengths = [value for name, value in fields if name == b"content-length"] if b"content-length" in names else []
     if not (len(status) == 3 and status.isdigit() and status >= b"100") or status == b"101":
         raise UpstreamProtocolError("an invalid status")
     try:

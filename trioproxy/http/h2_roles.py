@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import ngh2
 
@@ -193,7 +193,7 @@ class ClientCodec(Codec):
         else:
             self._on_head(event.stream_id, event.headers, ended=False)
 
-    def _on_head(self, stream: int, headers: Iterable[Header], ended: bool) -> None:
+    def _on_head(self, stream: int, headers: Sequence[Header], ended: bool) -> None:
         account = self._streams.get(stream)
         if account is None:
             return

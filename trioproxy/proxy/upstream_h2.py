@@ -55,48 +55,28 @@ class Shared(Protocol):
 class H2Upstream:
     """`proxy.upstream.Upstream` over one stream."""
 
-    __slots__ = (
-        "_asker",
-        "_bell",
-        "_closed",
-        "_connection",
-        "_ended",
-        "_error",
-        "_events",
-        "_later",
-        "_number",
-        "_patience",
-        "_queued",
-        "_send_by",
-        "_sent_bell",
-        "_sent_end",
-        "_silent_since",
-        "_started",
-        "_taken",
-        "_websocket_key",
-        "backend",
-    )
+    # Most requests leave these as they are, or set them once.
+    _number = 0
+    _error: TrioproxyError | None = None  # told when what came before it was read
+    _asker: Asker | None = None
+    _later = False  # it is not the first request of its connection
+    _started = False
+    _ended = False  # the response has
+    _sent_end = False
+    _closed = False
+    _taken = 0  # bytes handed out since `receive` was called last
+    _patience = math.inf
+    _silent_since = 0.0
+    _queued = 0  # bytes, while `send` waits
+    _send_by = math.inf
+    _websocket_key: bytes | None = None  # of a client that asks for one
 
     def __init__(self, connection: Shared) -> None:
         self.backend = connection.backend
         self._connection = connection
-        self._number = 0
         self._events: deque[ResponseHead | bytes | End] = deque()
         self._bell = Bell()
         self._sent_bell = Bell()
-        self._error: TrioproxyError | None = None  # told when what came before it was read
-        self._asker: Asker | None = None
-        self._later = False  # it is not the first request of its connection
-        self._started = False
-        self._ended = False  # the response has
-        self._sent_end = False
-        self._closed = False
-        self._taken = 0  # bytes handed out since `receive` was called last
-        self._patience = math.inf
-        self._silent_since = 0.0
-        self._queued = 0  # bytes, while `send` waits
-        self._send_by = math.inf
-        self._websocket_key: bytes | None = None  # of a client that asks for one
 
     # ---- see `Upstream` ----------------------------------------------------------------------------------
 
@@ -148,11 +128,11 @@ class H2Upstream:
     async def send(self, piece: bytes | End) -> bool:
         """See `Upstream.send`."""
         connection = self._connection
-        if self._error is not None or self._closed:
+        if self._gone:
             return False
         self._queue(piece)
         connection.ring()
-        while self._error is None and not self._closed and connection.codec.queued(self._number) > STREAM_WINDOW:
+        while not self._gone and connection.codec.queued(self._number) > STREAM_WINDOW:
             self._queued = connection.codec.queued(self._number)
             self._send_by = trio.current_time() + connection.write_patience
             connection.stuck.add(self)
@@ -163,7 +143,12 @@ class H2Upstream:
                 self._send_by, late = math.inf, self._send_by < trio.current_time()
             if late:
                 return False
-        return self._error is None and not self._closed
+        return not self._gone
+
+    @property
+    def _gone(self) -> bool:
+        """Whether what is sent reaches nobody, or nobody who still answers."""
+        return self._ended or self._closed or self._error is not None
 
     def next(self) -> ResponseHead | bytes | End | None:
         """See `Upstream.next`."""
@@ -191,6 +176,8 @@ class H2Upstream:
             self._taken = 0
         self._silent_since = trio.current_time()
         while not self._events:
+            if self._ended:
+                raise UpstreamError(f"{self.backend}: the stream has ended")
             if self._error is not None:
                 raise self._error
             await self._bell.wait()
@@ -216,7 +203,7 @@ class H2Upstream:
 
     def send_end(self) -> None:
         """End our direction. Never fails."""
-        if self._error is None and not self._closed and not self._sent_end:
+        if not self._gone and not self._sent_end:
             self._queue(END)
             self._connection.ring()
 
@@ -241,14 +228,14 @@ class H2Upstream:
         self._silent_since = trio.current_time()
         if isinstance(event, End):
             self._ended = True
-            self._error = UpstreamError(f"{self.backend}: the stream has ended")
         self._bell.ring()
 
     def closed(self, code: int) -> None:
         """The stream is gone."""
         self._closed = True
-        untouched = code in (Code.REFUSED_STREAM, Code.HTTP_1_1_REQUIRED) and not self._started
-        if untouched:
+        if self._ended:
+            self._sent_bell.ring()  # and `receive` waits for nothing any more
+        elif code in (Code.REFUSED_STREAM, Code.HTTP_1_1_REQUIRED) and not self._started:
             self.fail(Unanswered(f"{self.backend}: it took no more requests on this connection", untouched=True))
         else:
             self.fail(UpstreamError(f"{self.backend}: it broke the stream off ({named(code)})"))
