@@ -44,7 +44,7 @@ def of_size(size: int) -> bytes:
 
 @pytest.mark.parametrize("version", [TLS.TLSv1, TLS.TLSv1_1, TLS.TLSv1_2, TLS.TLSv1_3])
 @pytest.mark.parametrize("name", ["cloud.example.com", None])
-@pytest.mark.parametrize("protocols", [(), ("h2", "http/1.1"), ("acme-tls/1",)])
+@pytest.mark.parametrize("protocols", [(), ("h2", "http/1.1"), ("http/1.1",), ("h2",), ("acme-tls/1",)])
 def test_what_openssl_sends(version: ssl.TLSVersion, name: str | None, protocols: tuple[str, ...]) -> None:
     wire = hellos.by_openssl(name, protocols, version)
     offered = tuple(protocol.encode() for protocol in protocols)
