@@ -256,7 +256,7 @@ async def stage(config: Config, *, awaiting: frozenset[str] = frozenset()) -> As
     (https,) = bind([HostPort(LOOPBACK, 0)], optional=False)
     (http,) = bind([HostPort(LOOPBACK, 0)], optional=False)
     async with trio.open_nursery() as services:
-        for service in (reaper.run, ctx.pump.run, ctx.pool.run, ctx.lan.run, ctx.admission.run):
+        for service in (reaper.run, ctx.pump.run, ctx.watch.run, ctx.pool.run, ctx.lan.run, ctx.admission.run):
             services.start_soon(service)
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:

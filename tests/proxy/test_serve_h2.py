@@ -337,7 +337,7 @@ async def test_a_bug_in_one_request_ends_that_request(
 
     async with served(answering(HELLO)) as (caller, _):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "exchange", broken)
+            patch.setattr(module, "prepare", broken)
             assert (await caller.ask("GET", "/", NAME)).reset == 2
         assert (await caller.ask("GET", "/", NAME)).status == 200
     assert "a bug in trioproxy ended this request" in caplog.text

@@ -23,7 +23,7 @@ class Patient:
 
 
 async def _exchange(upstream: Upstream) -> None:
-    await upstream.ask(REQUEST, b"/", WrittenFields([(b"host", b"cloud.test")]), (End(),), Patient())
+    upstream.ask(REQUEST, b"/", WrittenFields([(b"host", b"cloud.test")]), (End(),), Patient())
     while not isinstance(event := upstream.next(), End):
         if event is None:
             await upstream.receive()

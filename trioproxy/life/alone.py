@@ -74,7 +74,7 @@ class Alone:
         ctx = self._ctx
         ctx.admission.possible = raise_descriptor_limit(ctx.cell.current.config.limits.connections)
         async with trio.open_nursery() as services:
-            for work in (ctx.pump.run, ctx.pool.run, ctx.lan.run, ctx.admission.run, self._farewell.run):
+            for work in (ctx.pump.run, ctx.watch.run, ctx.pool.run, ctx.lan.run, ctx.admission.run, self._farewell.run):
                 services.start_soon(work)
             services.start_soon(self._measuring.run)
             services.start_soon(self._access_log.run)

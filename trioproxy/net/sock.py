@@ -31,6 +31,7 @@ from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writab
 
 from trioproxy.config.model import HostPort
 from trioproxy.errors import ConnectionLost, HandshakeFailed, StreamError, StreamInterrupted, StreamTimeout
+from trioproxy.net.patience import Patience
 from trioproxy.net.raw import Socket, TlsPart, tls_part, tls_server, words
 from trioproxy.net.reaper import Mortal as Mortal
 from trioproxy.net.reaper import Reaper as Reaper  # streams, and who looks after them, are had from one place
@@ -49,69 +50,33 @@ LINGER = 1.0
 """Seconds that a polite close waits for the peer to take what was sent."""
 
 
-class Stream:
+class Stream(Patience):
     """One connection. A single task may read and a single task may write at a time.
 
     Attributes:
         sock: The non-blocking socket, which `start_tls_client` replaces by an `ssl.SSLSocket`.
-        deadline: Trio time by which the present phase must be over, however much comes; `math.inf` for never.
-        write_patience: Seconds that the peer may take to accept more.
         carried: Bytes that came from here through a relay that has ended (`Pump.relay`).
     """
 
     __slots__ = (
         "_calls",
-        "_error",
         "_fd",
         "_poll",
-        "_read_patience",
-        "_read_since",
-        "_reaper",
         "_tls",
-        "_write_by",
         "carried",
-        "deadline",
         "sock",
-        "write_patience",
     )
 
     carried: int
 
     def __init__(self, sock: Socket, reaper: Reaper) -> None:
+        Patience.__init__(self, reaper)  # by name, for each connection passes here
         self.sock = sock
-        self.deadline = math.inf
-        self.write_patience = math.inf
-        self._read_patience = math.inf
-        self._read_since: float | None = None  # None while nobody waits
-        self._write_by: float | None = None
         self._fd = sock.fileno()
         self._poll: select.poll | None = None  # made when it is first asked whether something has come
-        self._reaper = reaper
         self._tls: TlsPart | None = None
-        self._error: StreamError | None = None
         self._calls = 0
         reaper.watched.add(self)
-
-    # ---- time ---------------------------------------------------------------------------------------
-
-    def expect(self, seconds: float) -> None:
-        """From now on the peer may be silent for at most `seconds` while we read, also for a read under way."""
-        self._read_patience = seconds
-        if self._read_since is not None:
-            self._read_since = self._reaper.now()
-
-    def overdue(self, now: float) -> bool:
-        """Whether a deadline has passed at the Trio time `now`."""
-        return (
-            self.deadline < now
-            or (self._read_since is not None and self._read_since + self._read_patience < now)
-            or (self._write_by is not None and self._write_by < now)
-        )
-
-    @property
-    def idle_since(self) -> float | None:
-        """The Trio time since when it waits for its peer to send; None while it does not, or was told to end."""
-        return self._read_since if self._error is None else None
 
     # ---- reading and writing ------------------------------------------------------------------------
 
@@ -145,6 +110,26 @@ class Stream:
                     return b""
                 raise ConnectionLost(f"reading failed: {words(exc)}") from exc
             await wait()  # out here, for in there the exception would be kept as long: a kilobyte
+
+    def receive_at_once(self) -> bytes | None:
+        """The bytes that are there; None when none are, b"" at the end of the stream. Raises ConnectionLost."""
+        try:
+            return self.sock.recv(MAX_READ) if (tls := self._tls) is None else tls.read(TLS_READ)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except OSError as exc:
+            if self._is_end_of_client(exc):
+                return b""
+            raise ConnectionLost(f"reading failed: {words(exc)}") from exc
+
+    def send_at_once(self, data: bytes | memoryview) -> int:
+        """Send what the kernel takes now of `data`; how many bytes that were. Raises ConnectionLost."""
+        try:
+            return self.sock.send(data) if (tls := self._tls) is None else tls.write(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+        except OSError as exc:
+            raise ConnectionLost(f"sending failed: {words(exc)}") from exc
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send every byte of `data`.
@@ -180,6 +165,10 @@ class Stream:
     async def wait_writable(self) -> None:
         """Wait until a write would not block; after a non-blocking connect: until it has ended."""
         await self._until_writable()
+
+    def fileno(self) -> int:
+        """Its descriptor; -1 when it is closed."""
+        return self._fd
 
     def left(self) -> bool:
         """Whether the peer has ended its direction or the connection, though what it sent before may be unread."""
@@ -279,12 +268,10 @@ class Stream:
         self.deadline = math.inf  # so that it is not overdue again while it is being cleared away
         if self._error is None:
             self._error = StreamInterrupted("the server is draining") if error is None else copy.copy(error)
-        if self._fd >= 0:
+        if self._heed is not None:
+            self._heed()
+        elif self._fd >= 0:
             notify_closing(self._fd)
-
-    def resume(self) -> None:
-        """Forget an interruption: the stream is used again, to say goodbye on it."""
-        self._error = None
 
     def send_eof(self) -> None:
         """End our direction: close_notify without waiting for the peer's, then FIN. Never fails.
@@ -344,10 +331,6 @@ class Stream:
     def _end_by_reset(self) -> None:
         with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-
-    def _why(self) -> StreamError:
-        """What ended it. A copy: raised itself, it would hold the frames that hold this stream, for the collector."""
-        return ConnectionLost("closed by us") if self._error is None else copy.copy(self._error)
 
     def _timed_out(self) -> bool:
         return isinstance(self._error, StreamTimeout)

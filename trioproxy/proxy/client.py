@@ -20,10 +20,12 @@ class Client(Protocol):
     Attributes:
         started: Whether the final response's head has been handed over; after that no error page can be sent.
         record: What the witness will be told of this exchange.
+        own_fields: What every error page says to it.
     """
 
     started: bool
     record: Exchange
+    own_fields: Sequence[Header]
 
     def ready(self) -> bytes | End | None:
         """The next piece of the request's body if it is here already; None if it would have to be waited for.

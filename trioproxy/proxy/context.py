@@ -23,6 +23,7 @@ from trioproxy.net.limits import Admission, Idle, Shedder
 from trioproxy.net.listen import Peer
 from trioproxy.net.pump import Pump
 from trioproxy.net.sock import Reaper, Stream
+from trioproxy.net.watch import Watch
 from trioproxy.proxy.pool import Pool
 from trioproxy.routing import Entry, RouteTable
 from trioproxy.snapshot import Cell
@@ -122,6 +123,7 @@ class ProxyContext:
         tunnels: The clients of upgraded connections.
         admission: Counts connections, and makes room for new ones.
         lan: The networks that this machine is on.
+        watch: Tells of what comes where no task waits for it.
         numbers: Tell connections on both ports apart, together with the pseudonym.
         guests: Every connection on port 443 that has found its entry, by its client's stream.
         witness: Is told what happens on connections.
@@ -138,6 +140,7 @@ class ProxyContext:
     tunnels: set[Stream] = attrs.field(factory=set)
     admission: Admission = attrs.field()
     lan: Lan = attrs.field(factory=Lan)
+    watch: Watch = attrs.field(factory=Watch)
     numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     dates: Dates = attrs.field(factory=Dates)
     guests: dict[Stream, Guest] = attrs.field(factory=dict)

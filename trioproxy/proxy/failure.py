@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import trio
+
 from trioproxy.errors import (
     ClientLeft,
     ConnectionLost,
@@ -18,6 +20,8 @@ from trioproxy.errors import (
 )
 from trioproxy.http.messages import RequestHead
 from trioproxy.proxy.context import Visit
+from trioproxy.proxy.seldom import Seldom
+from trioproxy.proxy.upstream import Backend
 from trioproxy.witness.records import (
     BACKEND_FAILED,
     BACKEND_SILENT,
@@ -46,6 +50,23 @@ def report(
         level = logging.WARNING
         extra["about"] = f"{record.name} {record.backend} {error}"  # whoever has asked
     log.log(level, "%s: %s: %s", visit.client(request), described, error, extra=extra)
+
+
+def explain_refusal(hints: Seldom, backend: Backend, request: RequestHead) -> None:
+    """`backend` answered 400 to what was forwarded: some do so to proxies that they were not told of, and few say why.
+
+    `hints` knows for whom that was said a while ago.
+    """
+    if hints.due(backend.for_anyone(), trio.current_time()):
+        log.warning(
+            "%s answered 400 to %s %s. If it does so to every request, it may have to be told that it is behind a "
+            "proxy: let it trust this machine's address as one that sends X-Forwarded-For (in Home Assistant: "
+            "http.use_x_forwarded_for and http.trusted_proxies), and the name %s as its own",
+            backend,
+            request.method.decode("latin-1"),
+            request.target.decode("latin-1"),
+            request.authority.decode("latin-1"),
+        )
 
 
 def told(error: RequestError | UpstreamError) -> str:

@@ -74,6 +74,7 @@ class H2Client:
     finished = False
     complete = True
     lost = False
+    own_fields: Sequence[Header] = ()
     _taken = 0  # bytes handed out last, and passed on when the next are asked for
     _bodiless = False
     _left: int | None = None  # bytes of a response whose length is known, still to come
@@ -285,7 +286,7 @@ class H2Client:
     def fail(self, error: RequestError | UpstreamError) -> None:
         """Answer with the error's status and a small page."""
         headers, page = error_page(error.status, told(error))
-        headers.extend(error.fields)
+        headers += (*error.fields, *self.own_fields)
         self.answer(error.status, headers, page)
 
     # ---- a WebSocket --------------------------------------------------------------------------------

@@ -80,6 +80,10 @@ class Pool:
         """
         if upgrade is None and self._shared and (connection := self._with_room(backend)) is not None:
             return connection.open()
+        return self.idle(backend)
+
+    def idle(self, backend: Backend) -> H1Upstream | None:
+        """As `claim`, of those of HTTP/1.1 alone."""
         idle = self._idle.get(backend)
         while idle:
             upstream = idle.pop()

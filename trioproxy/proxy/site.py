@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 
-from trioproxy.access import EVERYONE
 from trioproxy.config.model import Site
-from trioproxy.errors import InvalidName, RequestError, UpstreamError
+from trioproxy.errors import InvalidName, RequestError
 from trioproxy.http.messages import RequestHead
 from trioproxy.names import split_authority
 from trioproxy.proxy.admission import permitted
+from trioproxy.proxy.asking import Asking
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
-from trioproxy.proxy.exchange import exchange, strict_transport
+from trioproxy.proxy.exchange import prepare, strict_transport
 from trioproxy.routing import RouteTable
 
 
@@ -25,19 +25,24 @@ async def answer_site(ctx: ProxyContext, visit: Visit, request: RequestHead, cli
         UpstreamError: the backend failed before its response was passed on.
         ResponseAborted: it failed later.
     """
+    asking = prepare_site(ctx, visit, request, client)
+    if asking is not None:
+        await asking.run()
+
+
+def prepare_site(ctx: ProxyContext, visit: Visit, request: RequestHead, client: Client) -> Asking | None:
+    """Find out who is to be asked; None for a redirect, which is answered. Raises RequestError as `answer_site`."""
     routes, found = ctx.cell.current.routes, visit.found
     if found is None or found[0] is not routes or found[1] != request.authority:
         found = visit.found = (routes, request.authority, _site_for(routes, visit, request.authority))
     site = found[2]
     client.record.name = site.name
-    try:
-        # Asked again: a reload may have changed the rule.
-        if site.access is not EVERYONE and not permitted(ctx, site, visit.peer):
-            raise RequestError(f"{site.name} is not open to this client", 403)
-        await exchange(ctx, visit, site, request, client)
-    except (RequestError, UpstreamError) as exc:
-        exc.fields = (*exc.fields, *strict_transport(visit, site))
-        raise
+    if site.hsts:
+        client.own_fields = strict_transport(visit, site)
+    # Asked again: a reload may have changed the rule.
+    if not site.access.open and not permitted(ctx, site, visit.peer):
+        raise RequestError(f"{site.name} is not open to this client", 403)
+    return prepare(ctx, visit, site, request, client)
 
 
 @functools.lru_cache(maxsize=4096)  # which every request asks, and few ask for something new

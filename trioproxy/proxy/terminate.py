@@ -13,7 +13,7 @@ from trioproxy.net.sock import Stream
 from trioproxy.proxy.admission import Rest
 from trioproxy.proxy.context import ProxyContext, Visit, arrival
 from trioproxy.proxy.serve_h1 import serve_h1
-from trioproxy.proxy.site import answer_site
+from trioproxy.proxy.site import answer_site, prepare_site
 from trioproxy.witness.records import DONE
 
 
@@ -41,4 +41,4 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
         from trioproxy.proxy.serve_h2 import serve_h2  # offered only where ngh2 is there
 
         return serve_h2(ctx, stream, visit, answer_site)
-    return serve_h1(ctx, stream, visit, answer_site)
+    return serve_h1(ctx, stream, visit, answer_site, prepare_site)

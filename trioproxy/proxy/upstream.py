@@ -61,10 +61,14 @@ class Upstream(Protocol):
 
     backend: Backend
 
-    async def ask(
+    @property
+    def unsent(self) -> bytes | memoryview:
+        """What `ask` could not send at once."""
+
+    def ask(
         self, request: RequestHead, target: bytes, fields: WrittenFields, body: Sequence[bytes | End], asker: Asker
     ) -> None:
-        """Send the head, and what of the body is there.
+        """Send the head, and what of the body is there, as far as that needs no waiting.
 
         What goes wrong with the backend here shows in `receive`: it may have answered (413, say) and closed.
 
@@ -78,6 +82,9 @@ class Upstream(Protocol):
         Raises:
             UpstreamProtocolError: the backend said something before it was asked.
         """
+
+    async def flush(self) -> None:
+        """Send what is `unsent`. Never fails, as `ask`."""
 
     async def send(self, piece: bytes | End) -> bool:
         """Send a piece of the body. False if the backend takes no more; why shows in `receive`."""

@@ -6,6 +6,7 @@ knows a connection for as long as it lives, and whom to look at meanwhile is one
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 from trioproxy.errors import ClientLeft, StreamError, StreamTimeout, Unanswered, UpstreamError, UpstreamTimeout
@@ -13,6 +14,7 @@ from trioproxy.http.h1 import ResponseReader, encode_chunk, encode_last_chunk, e
 from trioproxy.http.messages import End, RequestHead
 from trioproxy.http.rewriting import WrittenFields
 from trioproxy.net.sock import Reaper, Stream
+from trioproxy.net.watch import Watch
 from trioproxy.proxy.tunnel import Duplex
 from trioproxy.proxy.upstream import Asker, Backend
 
@@ -30,16 +32,19 @@ class H1Upstream:
         "_answering",
         "_asker",
         "_chunked",
+        "_heed",
         "_interrupted",
         "_reader",
         "_reaper",
         "_release",
         "_stream",
+        "_watch",
         "backend",
         "expect",
         "idle_since",
         "next",
         "reused",
+        "unsent",
         "whole",
     )
 
@@ -49,6 +54,7 @@ class H1Upstream:
         self.backend = backend
         self.reused = False
         self.idle_since = 0.0
+        self.unsent: bytes | memoryview = b""
         self._stream = stream
         self._reader = ResponseReader()
         self._reaper = reaper
@@ -57,6 +63,8 @@ class H1Upstream:
         self._answering = False  # something of the awaited response has come
         self._chunked = False
         self._interrupted = False
+        self._watch: Watch | None = None
+        self._heed: Callable[[], None] | None = None
         # Asked several times for each response, so without a function of ours between: see `Upstream`.
         self.next = self._reader.next
         self.whole = self._reader.whole
@@ -65,7 +73,7 @@ class H1Upstream:
 
     # ---- one exchange: see `Upstream` --------------------------------------------------------------------
 
-    async def ask(
+    def ask(
         self, request: RequestHead, target: bytes, fields: WrittenFields, body: Sequence[bytes | End], asker: Asker
     ) -> None:
         """See `Upstream.ask`."""
@@ -78,10 +86,18 @@ class H1Upstream:
             first = b"".join((first, *map(_chunk, body)))
         elif body and not isinstance(body[0], End):
             first = b"".join((first, *[piece for piece in body if isinstance(piece, bytes)]))
-        try:  # noqa: SIM105 - as each request passes here
-            await self._stream.send_all(first)
+        try:
+            sent = self._stream.send_at_once(first)
         except StreamError:
-            pass
+            return
+        if sent < len(first):
+            self.unsent = memoryview(first)[sent:]
+
+    async def flush(self) -> None:
+        """See `Upstream.flush`."""
+        unsent, self.unsent = self.unsent, b""
+        with contextlib.suppress(StreamError):
+            await self._stream.send_all(unsent)
 
     async def send(self, piece: bytes | End) -> bool:
         """See `Upstream.send`."""
@@ -115,6 +131,40 @@ class H1Upstream:
         else:
             self._reader.feed_eof()
 
+    # ---- without a task that waits: see `turnstile` --------------------------------------------------------
+
+    def listen(self, watch: Watch, heed: Callable[[], None], wake: Callable[[], None]) -> None:
+        """Until `rest` or `done`: call `heed` when something can be taken in, `wake` when that is waited for no more.
+
+        Raises StreamError.
+        """
+        self._watch = watch
+        watch.listen(self._stream, self._heard)  # and for good: it will be asked again
+        self._heed = heed
+        self._stream.await_for(wake)
+
+    def _heard(self) -> None:
+        if self._heed is not None:
+            self._heed()
+        elif self._watch is not None:  # it is idle, and what comes unasked shows when it is claimed; or a task reads it
+            self._watch.forget(self._stream)
+
+    def take(self) -> bool:
+        """Take in what has come. False when that is an end or an error: `receive` tells what it means."""
+        try:
+            data = self._stream.receive_at_once()
+        except StreamError:
+            return False
+        if data:
+            self._answering = True
+            self._reader.feed(data)
+        return data != b""
+
+    def rest(self) -> None:
+        """Call nobody any more."""
+        self._heed = None
+        self._stream.await_for(None)
+
     def hand_over(self) -> Duplex:
         """See `Upstream.hand_over`."""
         self._asker = None
@@ -124,6 +174,8 @@ class H1Upstream:
     def done(self, *, keep: bool) -> None:
         """See `Upstream.done`."""
         self._asker = None
+        if self._heed is not None:
+            self.rest()
         if keep and self._reader.reusable and not self._interrupted:
             self.reused = True
             self._release(self)
@@ -139,6 +191,8 @@ class H1Upstream:
     def close(self) -> None:
         """Close the connection. Never fails."""
         self._reaper.watched.discard(self)
+        if self._watch is not None:
+            self._watch.forget(self._stream)
         self._stream.close()
 
     # ---- for the reaper: a backend that is silent must not be waited for on behalf of nobody ---------------

@@ -80,7 +80,9 @@ class H2Upstream:
 
     # ---- see `Upstream` ----------------------------------------------------------------------------------
 
-    async def ask(
+    unsent = b""  # the connection's writer sees to all that is said
+
+    def ask(
         self, request: RequestHead, target: bytes, fields: WrittenFields, body: Sequence[bytes | End], asker: Asker
     ) -> None:
         """See `Upstream.ask`."""
@@ -113,6 +115,9 @@ class H2Upstream:
             for piece in body:
                 self._queue(piece)
         connection.ring()
+
+    async def flush(self) -> None:
+        """See `Upstream.flush`."""
 
     def _queue(self, piece: bytes | End) -> None:
         codec = self._connection.codec

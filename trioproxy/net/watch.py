@@ -1,0 +1,70 @@
+"""Tells functions that something has come, where waking a task for it would cost more than what is to be done.
+
+A task that waits for a socket takes some two hundred lines of Trio's each time: it is registered, put to sleep, found,
+put in the queue, and entered again through all the calls that it sleeps in. Here a socket is registered once, with a
+function that is called whenever there is something to read. Such a function does not wait, and belongs to a task that
+sleeps meanwhile: what cannot be done at once is that task's to do, so it is woken for the rest.
+
+What comes stays readable until it is read, and is told of again until then (the epoll is level-triggered). So whoever
+does not want to read for a while has to `forget`.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+
+from trio.lowlevel import wait_readable
+
+from trioproxy.errors import ConnectionLost
+from trioproxy.net.raw import words
+from trioproxy.net.sock import Stream
+
+BATCH = 64
+"""Events that are told of before other tasks have their turn."""
+
+_COMING = select.EPOLLIN | select.EPOLLRDHUP
+
+
+class Watch:
+    """One epoll, and the functions that are told. `run` must be running while `listen` is used."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._heeds: dict[int, Callable[[], None]] = {}
+
+    def listen(self, stream: Stream, heed: Callable[[], None]) -> None:
+        """Have `heed` called whenever `stream` can be read, or has ended, until `forget`. It must not raise.
+
+        Raises:
+            ConnectionLost: the kernel refuses, for its watches are used up; or `run` has ended.
+        """
+        descriptor = stream.fileno()
+        if descriptor not in self._heeds:
+            try:
+                self._epoll.register(descriptor, _COMING)
+            except (OSError, ValueError) as exc:  # ValueError: it has ended
+                raise ConnectionLost(f"it cannot be watched: {words(exc)}") from exc
+        self._heeds[descriptor] = heed
+
+    def forget(self, stream: Stream) -> None:
+        """Tell nobody of `stream` any more. To be called before it is closed, for its descriptor will be another's."""
+        descriptor = stream.fileno()
+        if self._heeds.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    async def run(self) -> None:
+        """Tell them, until cancelled."""
+        try:
+            while True:
+                await wait_readable(self._epoll.fileno())
+                self._tell()
+        finally:
+            self._heeds.clear()
+            self._epoll.close()
+
+    def _tell(self) -> None:
+        # Nobody is closed or accepted by others in between, so a descriptor is who it was, or has been forgotten.
+        for descriptor, _ in self._epoll.poll(0, BATCH):
+            if (heed := self._heeds.get(descriptor)) is not None:
+                heed()
