@@ -197,7 +197,6 @@ class _Connection:
         blame(record, error)
         H2Client(self, stream, request, record, ended=True).fail(error)
         self.codec.leave(stream)
-        self.ring()
         self._tell(record)
 
     async def _serve_several(self, client: H2Client | None) -> None:
