@@ -20,6 +20,7 @@ from tests.http.h2_support import (
     Server,
     changed,
     client_pair,
+    each,
     parse,
     sent,
     server,
@@ -28,6 +29,7 @@ from tests.http.h2_support import (
 )
 from trioproxy.http.h1 import BACKEND_LIMITS
 from trioproxy.http.h2 import FAST_WINDOW, MAX_STREAMS, STREAM_WINDOW, Code
+from trioproxy.http.h2_vigil import BUDGET
 from trioproxy.http.messages import End, RequestHead, ResponseHead
 
 NAME = b"cloud.test"
@@ -494,3 +496,28 @@ def test_a_peer_may_acknowledge_each_small_piece_for_as_long_as_it_likes() -> No
         codec.receive(thanks)
         sent(codec)
     assert codec.closing
+
+
+def test_what_a_head_held_is_free_again_when_its_stream_has_ended() -> None:
+    """Said again, a large head is a few bytes; so many at once would be refused (`HEADS_HELD`)."""
+    frames = Frames()
+    codec = server(frames=frames)
+    large = [*GET, *((f"x-{number}", "a" * 900) for number in range(4))]  # HPACK's table takes so much
+    for stream in range(1, 401, 2):
+        events = told(codec, frames.headers(stream, large))
+        assert [event.stream for event in each([Request], events)] == [stream]
+        codec.respond(stream, 204, [], end=True)
+        sent(codec)
+    at_once = [bool(each([Request], told(codec, frames.headers(stream, large)))) for stream in range(401, 601, 2)]
+    assert at_once[0]
+    assert not at_once[-1]
+
+
+def test_streams_that_we_break_off_for_our_own_reasons_cost_their_client_nothing() -> None:
+    frames = Frames()
+    codec = server(frames=frames)
+    for stream in range(1, 2 * BUDGET, 2):
+        told(codec, frames.headers(stream))
+        codec.reset(stream, Code.INTERNAL_ERROR)
+        sent(codec)
+    assert not codec.closing

@@ -225,8 +225,7 @@ class Codec:
         """RFC 9113 section 8.1: a response may be whole before its request is, and NO_ERROR stops the rest of that."""
         for stream in [s for s in self._unwanted if not self._engine.queued_body_size(s)]:
             self._unwanted.discard(stream)
-            if stream in self._streams:
-                self.reset(stream, Code.NO_ERROR)
+            self.reset(stream, Code.NO_ERROR)
 
     def queued(self, stream: int) -> int:
         """Bytes of body that were given for `stream` and have not left by `outgoing`."""
