@@ -77,6 +77,7 @@ class H2Client:
     own_fields: Sequence[Header] = ()
     _taken = 0  # bytes handed out last, and passed on when the next are asked for
     _bodiless = False
+    _untold = 0  # whether a head waits for the writer to be rung
     _left: int | None = None  # bytes of a response whose length is known, still to come
     _error: StreamError | None = None
     _idle: float | None = None  # seconds that the client may take nothing, where its route says so
@@ -209,6 +210,7 @@ class H2Client:
             self._shared.codec.inform(self.stream, head.status, fields)
         except ValueError as exc:
             raise UpstreamProtocolError(str(exc)) from exc
+        self._untold = 1
 
     def start(self, head: ResponseHead) -> None:
         """See `Client.start`.
@@ -223,6 +225,7 @@ class H2Client:
         except ValueError as exc:
             raise UpstreamProtocolError(str(exc)) from exc
         self.started = True
+        self._untold = 1
         self.record.status = head.status
         self.finished = self._bodiless = whole
         if head.http_version != (2, 0):  # where trailers may follow a body whose length was told
@@ -249,8 +252,8 @@ class H2Client:
         self.finished = True
 
     def pending(self) -> int:
-        """See `Client.pending`. Never 0, for heads are not counted, and one may be there that nobody has told of."""
-        return self._shared.codec.queued(self.stream) or 1
+        """See `Client.pending`. A head counts as 1, until the writer was told of it."""
+        return self._untold + self._shared.codec.queued(self.stream)
 
     async def flush(self) -> None:
         """See `Client.flush`: waits until the writer has taken what was queued, but for the end of a response.
@@ -259,6 +262,7 @@ class H2Client:
             StreamError: the client gave the stream up, or takes nothing.
         """
         if not self.finished:
+            self._untold = 0
             self._shared.ring()
         while self._error is None and not self.finished and self._shared.codec.queued(self.stream):
             if self._answer_bell is _SILENT:
