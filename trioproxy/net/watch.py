@@ -11,6 +11,7 @@ does not want to read for a while has to `forget`.
 
 from __future__ import annotations
 
+import logging
 import select
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ from trio.lowlevel import wait_readable
 from trioproxy.errors import ConnectionLost
 from trioproxy.net.raw import words
 from trioproxy.net.sock import Stream
+
+log = logging.getLogger("trioproxy.net")
 
 BATCH = 64
 """Events that are told of before other tasks have their turn."""
@@ -34,7 +37,7 @@ class Watch:
         self._heeds: dict[int, Callable[[], None]] = {}
 
     def listen(self, stream: Stream, heed: Callable[[], None]) -> None:
-        """Have `heed` called whenever `stream` can be read, or has ended, until `forget`. It must not raise.
+        """Have `heed` called whenever `stream` can be read, or has ended, until `forget`. It should not raise.
 
         Raises:
             ConnectionLost: the kernel refuses, for its watches are used up; or `run` has ended.
@@ -66,5 +69,11 @@ class Watch:
     def _tell(self) -> None:
         # Nobody is closed or accepted by others in between, so a descriptor is who it was, or has been forgotten.
         for descriptor, _ in self._epoll.poll(0, BATCH):
-            if (heed := self._heeds.get(descriptor)) is not None:
-                heed()
+            heed = self._heeds.get(descriptor)
+            try:
+                if heed is not None:
+                    heed()
+            except Exception:  # which would end all connections: this one is left to its deadlines
+                log.exception("a bug in trioproxy: %r failed, and hears no more", heed)
+                self._heeds.pop(descriptor, None)
+                self._epoll.unregister(descriptor)

@@ -17,7 +17,7 @@ the backend's is an `UpstreamError`, as long as an error page can still be sent;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Literal, Protocol
 
@@ -34,7 +34,7 @@ from trioproxy.errors import (
 from trioproxy.http.messages import END, End, Header, RequestHead, ResponseHead
 from trioproxy.http.rewriting import WrittenFields
 from trioproxy.proxy.client import Client
-from trioproxy.proxy.context import ProxyContext
+from trioproxy.proxy.context import ProxyContext, Visit
 from trioproxy.proxy.failure import explain_refusal
 from trioproxy.proxy.upstream import Backend, Upstream
 from trioproxy.proxy.upstream_h1 import H1Upstream
@@ -50,6 +50,10 @@ IDEMPOTENT = (b"GET", b"HEAD", b"OPTIONS")
 Progress = Literal["more", "full", "over"] | ResponseHead
 """How far a response has been handed on: as far as it has come; as far as the client should be given at once; to its
 end; or to this 101, after which the connection is a tunnel."""
+
+
+Prepare = Callable[[ProxyContext, Visit, RequestHead, Client], "Asking | None"]
+"""Finds out who is to be asked; None for what it has answered itself. Raises RequestError."""
 
 
 class Patron(Protocol):

@@ -55,6 +55,12 @@ class Shared(Protocol):
     stuck: set[H2Client]
     """Those that wait until the writer has sent what they queued."""
 
+    def over(self, client: H2Client) -> None:
+        """The exchange is over, and no task knows of it."""
+
+    def wake(self, client: H2Client) -> None:
+        """It takes a task to go on."""
+
 
 class H2Client:
     """`proxy.client.Client` for one exchange over HTTP/2.
@@ -292,6 +298,21 @@ class H2Client:
         headers, page = error_page(error.status, told(error))
         headers += (*error.fields, *self.own_fields)
         self.answer(error.status, headers, page)
+
+    # ---- without a task: see `Patron` -----------------------------------------------------------------
+
+    def send(self) -> bool:
+        """See `Patron.send`: the writer does it."""
+        self._shared.ring()
+        return True
+
+    def over(self) -> None:
+        """See `Patron.over`."""
+        self._shared.over(self)
+
+    def wake(self) -> None:
+        """See `Patron.wake`."""
+        self._shared.wake(self)
 
     # ---- a WebSocket --------------------------------------------------------------------------------
 

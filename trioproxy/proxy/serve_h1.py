@@ -14,11 +14,12 @@ from trioproxy.errors import RequestError, ResponseAborted, StreamInterrupted, S
 from trioproxy.http.h1 import RequestReader
 from trioproxy.http.messages import RequestHead
 from trioproxy.net.sock import Stream
+from trioproxy.proxy.asking import Prepare
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import FIRST_WORD, ProxyContext, Visit
 from trioproxy.proxy.failure import blame, report
 from trioproxy.proxy.h1_client import H1Client
-from trioproxy.proxy.turnstile import Begun, Prepare, Turnstile
+from trioproxy.proxy.turnstile import Begun, Turnstile
 
 log = logging.getLogger("trioproxy.http")
 

@@ -1,11 +1,11 @@
-"""An HTTP/2 client connection: many requests at once, each in a task of its own, and one task that writes.
+"""An HTTP/2 client connection: many requests at once, one task that reads and one that writes.
 
-How it works. This task reads, hands what has come to the codec and starts a task for each request, or wakes one that
-has just served another. What the requests' tasks say is queued in the codec, and the writer, which they ring, sends
-what all of them have said since it slept, at most `SEND_AT_ONCE` at a time. Only the task whose request was the last
-that was under way sends by itself what the sleeping writer would be woken for: nobody could add to it. Whoever sends,
-nobody else does meanwhile. The reader waits for nobody but the client, so no stream can hold up another; a stream that
-is not read fills its own window and stops.
+How it works. This task reads, hands what has come to the codec, and has a backend asked for each request `at_once`.
+Only where there is something to wait for it starts a task for a request, or wakes one that has just served another.
+What is said to the client is queued in the codec, and the writer, which is rung, sends what all streams have said since
+it slept, at most `SEND_AT_ONCE` at a time. Only the last request that was under way has its answer sent without the
+writer, which gets what the client does not take: nobody could add to it. The reader waits for nobody but the client, so
+no stream can hold up another; a stream that is not read fills its own window and stops.
 
 A request's task has no cancel scope. A stream that its client gives up is marked as lost, which wakes the task if it
 waits for the client, and which the backend's side looks at once a second. Until the task has ended its slot counts as
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 import trio
@@ -36,8 +35,8 @@ from trioproxy.errors import (
 from trioproxy.http.h2 import MAX_STREAMS, Code, ServerCodec
 from trioproxy.http.messages import End, RequestHead
 from trioproxy.net.sock import TLS_READ, Stream
+from trioproxy.proxy.asking import Asking, Prepare
 from trioproxy.proxy.bell import Bell
-from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
 from trioproxy.proxy.failure import blame, report
 from trioproxy.proxy.h2_client import H2Client, as_websocket
@@ -56,16 +55,13 @@ RESTING = 16
 """Tasks that wait for another request to serve, within a second of the last one: to wake one costs half of what its
 birth and its death do."""
 
-Answer = Callable[[ProxyContext, Visit, RequestHead, Client], Awaitable[None]]
-"""As for `serve_h1`."""
 
-
-async def serve_h2(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answer) -> None:
-    """Serve requests on `stream` with `answer`, as they come.
+async def serve_h2(ctx: ProxyContext, stream: Stream, visit: Visit, prepare: Prepare) -> None:
+    """Serve requests on `stream` as they come; `prepare` finds out who is to be asked.
 
     Returns when the connection is done; the caller closes it. Raises StreamError when the client was lost.
     """
-    connection = _Connection(ctx, stream, visit, answer)
+    connection = _Connection(ctx, stream, visit, prepare)
     ctx.reaper.watched.add(connection)
     ctx.drain.several.add(connection)
     try:
@@ -79,7 +75,7 @@ async def serve_h2(ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answ
 class _Connection:
     """The reader, the writer, and what the streams share (`h2_client.Shared`); the codec's listener."""
 
-    def __init__(self, ctx: ProxyContext, stream: Stream, visit: Visit, answer: Answer) -> None:
+    def __init__(self, ctx: ProxyContext, stream: Stream, visit: Visit, prepare: Prepare) -> None:
         config = ctx.cell.current.config
         self.codec = ServerCodec(config.limits, self)
         self.ctx = ctx
@@ -87,11 +83,12 @@ class _Connection:
         self.stuck: set[H2Client] = set()
         self._stream = stream
         self._visit = visit
-        self._answer = answer
+        self._prepare = prepare
         self._snapshot = ctx.cell.current  # whose routes still had this connection's entry
         self._clients: dict[int, H2Client] = {}  # by stream, until that is closed
         self._fresh: list[H2Client] = []  # of what was read last
-        self._working = 0  # requests that have not come to their ends
+        self._working = 0  # requests that have not come to their ends,
+        self._asked: dict[H2Client, Asking] = {}  # of these, what no task waits for
         self._resting: list[_Server] = []
         self._bell = Bell()
         self._idle_since: float | None = trio.current_time()
@@ -99,7 +96,7 @@ class _Connection:
         self._unfinished_since = 0.0
         self._goaway_at = math.inf
         self._failure: StreamError | None = None
-        self._sending = False
+        self._unsent = b""  # of what was to be sent at once
         self._over = False  # nothing more comes from the client
         self.local = stream.local
         self.ring = self._bell.ring
@@ -109,11 +106,10 @@ class _Connection:
         """Serve until one side has had enough."""
         if self.ctx.drain.begun:
             self.drain()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write)
-            await self._read(nursery)
-            self._over = True
-            nursery.cancel_scope.cancel()  # whatever is still asked for is asked by nobody
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._write)
+            await self._read()
+            self._nursery.cancel_scope.cancel()  # whatever is still asked for is asked by nobody
         if self._failure is not None:
             raise self._failure
         self._stream.send_eof()
@@ -123,10 +119,11 @@ class _Connection:
         """It is over: undo what leads from its parts back to it, or its memory would wait for the collector."""
         self.codec.forget()
         self._clients.clear()
+        del self._nursery
 
     # ---- reading ------------------------------------------------------------------------------------
 
-    async def _read(self, nursery: trio.Nursery) -> None:
+    async def _read(self) -> None:
         codec, stream = self.codec, self._stream
         try:
             data = await stream.receive_some()
@@ -135,19 +132,20 @@ class _Connection:
                 for client in self._fresh:
                     if not client.lost:  # reset in the same breath, and never asked
                         self._working += 1
-                        if self._resting:
-                            self._resting.pop().wake(client)
-                        else:
-                            nursery.start_soon(self._serve_several, client, name="requests")
+                        self._begin(client)
                 self._fresh.clear()
                 if codec.restless:
                     self.ring()
                 # A record that was not full is the last that its sender had.
                 data = await stream.receive_some(likely=len(data) == TLS_READ)
+            self._over = True
         except StreamInterrupted:  # by our writer, when all was said
-            pass
+            self._over = True
         except StreamError as exc:
+            self._over = True
             self._failure = self._failure or exc
+        finally:
+            self._forsake()
 
     # ---- what the codec tells (`http.h2.ServerListener`) ----------------------------------------------
 
@@ -199,31 +197,79 @@ class _Connection:
         self.codec.leave(stream)
         self._tell(record)
 
-    async def _serve_several(self, client: H2Client | None) -> None:
-        """Serve one request after the other, as long as the next one comes soon."""
+    # ---- requests -----------------------------------------------------------------------------------
+
+    def _begin(self, client: H2Client) -> None:
+        """Have a backend asked."""
+        try:
+            asking = self._prepare(self.ctx, self._visit, client.request, client)
+        except Exception as exc:
+            self._end_badly(client, exc)
+            self.over(client)
+            return
+        if asking is None:
+            self.over(client)
+            return
+        self._asked[client] = asking
+        if not asking.at_once(client):
+            self.wake(client)
+
+    def over(self, client: H2Client) -> None:
+        """See `Shared.over`."""
+        self._asked.pop(client, None)
+        self._end(client)
+        if self._working or not self._bell.awaited:
+            self.ring()
+        else:
+            self._send_at_once()
+
+    def _end(self, client: H2Client) -> None:
+        self._working -= 1
+        if not client.complete:
+            self.codec.leave(client.stream)
+        self._tell(client.record)
+
+    def wake(self, client: H2Client) -> None:
+        """See `Shared.wake`."""
+        asking = self._asked.pop(client)
+        if self._resting:
+            self._resting.pop().wake((client, asking))
+        else:
+            self._nursery.start_soon(self._serve_several, client, asking, name="requests")
+
+    async def _serve_several(self, client: H2Client, asking: Asking) -> None:
+        """Go on with one request after the other, as long as the next one comes soon."""
         me = _Server(self._resting)
-        while client is not None:
+        while True:
             try:
-                await self._answer(self.ctx, self._visit, client.request, client)
-            except trio.Cancelled as exc:
-                blame(client.record, ConnectionLost("the client's connection has ended") if self._over else exc)
+                await asking.go_on()
+            except trio.Cancelled:
+                self._cut_off(client)
                 raise
             except Exception as exc:
                 self._end_badly(client, exc)
             finally:
-                self._working -= 1
-                if not client.complete:
-                    self.codec.leave(client.stream)
-                self._tell(client.record)
-            if self._working or not self._bell.awaited:
-                self.ring()
-            else:  # see above
-                await self._send()
+                self._end(client)
+            self.ring()
             if len(self._resting) >= RESTING:
                 return
             self._resting.append(me)
             await wait_task_rescheduled(me.leave)
-            client = me.client
+            if me.work is None:
+                return
+            client, asking = me.work
+
+    def _forsake(self) -> None:
+        """The connection ends, and with it what no task waits for; tasks are told by Trio."""
+        while self._asked:
+            client, asking = self._asked.popitem()
+            asking.abandon()
+            self._cut_off(client)
+            self._end(client)
+
+    def _cut_off(self, client: H2Client) -> None:
+        by_client = ConnectionLost("the client's connection has ended")
+        blame(client.record, by_client if self._over else StreamInterrupted("the server has ended the connection"))
 
     def _end_badly(self, client: H2Client, failure: Exception) -> None:
         if isinstance(failure, RequestError | UpstreamError | ResponseAborted):
@@ -248,30 +294,32 @@ class _Connection:
     # ---- writing ------------------------------------------------------------------------------------
 
     async def _write(self) -> None:
-        while True:
-            await self._send()
-            await self._bell.wait()
-
-    async def _send(self) -> None:
-        """Send what all streams have said; if a task is at it already, that sends it all."""
-        if self._sending:
-            return
         codec, stream = self.codec, self._stream
-        self._sending = True  # to the end, if this fails: after a part of it nothing else can be sent
         try:
-            while data := codec.outgoing(SEND_AT_ONCE):
-                await stream.send_all(data)
-                for client in [*self.stuck]:
-                    client.sent()
+            while True:
+                while data := self._unsent or codec.outgoing(SEND_AT_ONCE):
+                    await stream.send_all(data)
+                    self._unsent = b""
+                    for client in [*self.stuck]:
+                        client.sent()
+                if codec.over:
+                    break
+                await self._bell.wait()
         except StreamInterrupted:
             pass
         except StreamError as exc:
             self._failure = self._failure or exc
-        else:
-            self._sending = False
-            if not codec.over:
-                return
         stream.interrupt()  # the reader has nothing to wait for
+
+    def _send_at_once(self) -> None:
+        """Send what the client takes now, and have the writer do the rest."""
+        data = self.codec.outgoing(SEND_AT_ONCE)
+        try:
+            self._unsent = data[self._stream.send_at_once(data) :]
+        except StreamError:
+            self._unsent = data  # the writer meets with the same
+        if self._unsent or self.codec.restless or self.codec.over:
+            self.ring()
 
     # ---- the end ------------------------------------------------------------------------------------
 
@@ -323,19 +371,19 @@ class _Server:
     """A task that has served a request, and waits for another among those that rest.
 
     Attributes:
-        client: Its next request; None when there is none to wait for any more.
+        work: Its next request; None when there is none to wait for any more.
     """
 
-    __slots__ = ("_resting", "_task", "client")
+    __slots__ = ("_resting", "_task", "work")
 
     def __init__(self, resting: list[_Server]) -> None:
-        self.client: H2Client | None = None
+        self.work: tuple[H2Client, Asking] | None = None
         self._resting = resting
         self._task = current_task()
 
-    def wake(self, client: H2Client | None) -> None:
+    def wake(self, work: tuple[H2Client, Asking] | None) -> None:
         """Give it its next request, or let it go. Only for one that was just taken from those that rest."""
-        self.client = client
+        self.work = work
         reschedule(self._task)
 
     def leave(self, _: object) -> Abort:

@@ -40,5 +40,5 @@ async def serve_site(ctx: ProxyContext, stream: Stream, peer: Peer, site: Site, 
     if protocol == "h2":
         from trioproxy.proxy.serve_h2 import serve_h2  # offered only where ngh2 is there
 
-        return serve_h2(ctx, stream, visit, answer_site)
+        return serve_h2(ctx, stream, visit, prepare_site)
     return serve_h1(ctx, stream, visit, answer_site, prepare_site)

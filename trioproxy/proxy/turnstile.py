@@ -22,14 +22,10 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 from trioproxy.http.h1 import RequestReader
 from trioproxy.http.messages import RequestHead
 from trioproxy.net.sock import Stream
-from trioproxy.proxy.asking import Asking
-from trioproxy.proxy.client import Client
+from trioproxy.proxy.asking import Asking, Prepare
 from trioproxy.proxy.context import ProxyContext, Visit
 from trioproxy.proxy.failure import blame
 from trioproxy.proxy.h1_client import H1Client
-
-Prepare = Callable[[ProxyContext, Visit, RequestHead, Client], Asking | None]
-"""Finds out who is to be asked; None for what it has answered itself. Raises RequestError."""
 
 
 class Begun(NamedTuple):
