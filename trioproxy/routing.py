@@ -103,13 +103,13 @@ def choose(site: Site, target: bytes) -> Choice | Redirect:
     """
     path, mark, query = target.partition(b"?")
     raw = path.decode("latin-1")
-    if raw[:1] != "/":
-        return _choose_asterisk(site, target)
-    unusual = _UNUSUAL.search(path) is not None
     route = _nearest(site, raw)
+    unusual = _UNUSUAL.search(path)
     if unusual and _nearest(site, _resolved(raw)) is not route:
         raise RequestError(f"the path {raw!r} leads elsewhere when it is resolved")
     if route is None:
+        if raw[:1] != "/":
+            return _choose_asterisk(site, target)
         raise RequestError(f"no route for the path {raw!r}", 404)
     base = route.path
     if base is None:

@@ -165,16 +165,16 @@ class MessageReader(ABC, Generic[HeadT]):
 
     def _await_body(self, framing: int | Literal["chunked", "to end"]) -> int | None:
         """Set the state that reads a body, and say its length as heads do."""
+        if isinstance(framing, int):
+            self._state = LENGTH if framing else END
+            self._left = framing
+            return framing
         if framing == "chunked":
             self._state = CHUNK_LINE
             self._extensions = 0
-            return None
-        if framing == "to end":
+        else:
             self._state = TO_END
-            return None
-        self._state = LENGTH if framing else END
-        self._left = framing
-        return framing
+        return None
 
     def _read_chunk_line(self) -> None:
         line = _CHUNK_LINE.match(self._data, self._pos) if not self._partial else None

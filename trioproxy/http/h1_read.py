@@ -13,7 +13,7 @@ from typing import Literal, NoReturn
 from trioproxy.config.model import Limits
 from trioproxy.errors import InvalidName, RequestError, UpstreamProtocolError
 from trioproxy.http.fields import MAX_REPEATED, TOKEN, FieldError, framing, head_size, options, parse_fields
-from trioproxy.http.h1_body import BROKEN, HEAD, STOPPED, MessageReader
+from trioproxy.http.h1_body import BROKEN, END, HEAD, STOPPED, MessageReader
 from trioproxy.http.messages import End, Headers, RequestHead, ResponseHead
 from trioproxy.http.upgrade import requested_upgrade
 from trioproxy.names import split_authority
@@ -105,7 +105,7 @@ class RequestReader(MessageReader[RequestHead]):
         if block == self._plain_block and minor == b"1" and target[0] == _SLASH and method not in _NOT_DONE:
             # Word for word what the last request had: to be read, and judged, as then.
             self._keep_alive = True
-            self._await_body(0)
+            self._state = END
             return RequestHead(method, target, self._plain_authority, self._plain_fields)
         try:
             return self._judge(method, target, _VERSIONS[minor], block)

@@ -31,7 +31,7 @@ from trioproxy.errors import (
     UpstreamError,
     UpstreamProtocolError,
 )
-from trioproxy.http.messages import END, End, Header, RequestHead, ResponseHead
+from trioproxy.http.messages import END, End, Header, Headers, RequestHead, ResponseHead
 from trioproxy.http.rewriting import WrittenFields
 from trioproxy.proxy.client import Client
 from trioproxy.proxy.context import ProxyContext, Visit
@@ -72,21 +72,12 @@ class Patron(Protocol):
 class Asking:
     """One request on its way, and what is known of it so far."""
 
-    __slots__ = (
-        "_answered",
-        "_body",
-        "_choice",
-        "_client",
-        "_ctx",
-        "_error",
-        "_fields",
-        "_header",
-        "_hsts",
-        "_patron",
-        "_request",
-        "_upstream",
-        "_whole",
-    )
+    # Most requests leave these as they are.
+    _answered = False  # whether the final response has begun
+    # While nobody sleeps for it:
+    _patron: Patron | None = None
+    _upstream: H1Upstream | None = None
+    _error: Exception | None = None
 
     def __init__(
         self,
@@ -107,11 +98,6 @@ class Asking:
         self._hsts = hsts  # what the client is to be told of its own next requests
         self._body = _NO_BODY if request.body_length == 0 else _arrived(client)
         self._whole = bool(self._body) and isinstance(self._body[-1], End)  # all is sent, or will be with what is first
-        self._answered = False  # whether the final response has begun
-        # While nobody sleeps for it:
-        self._patron: Patron | None = None
-        self._upstream: H1Upstream | None = None
-        self._error: Exception | None = None
 
     async def run(self) -> None:
         """Find a backend and have it answer. Raises as `exchange`."""
@@ -352,6 +338,7 @@ class Asking:
                         client.record.sent = len(body)
                     client.end(())
                     return "over"
+                upstream.expect(self._choice.route.timeouts.tunnel)
             else:
                 client.informational(event)
         return "more"
@@ -359,22 +346,22 @@ class Asking:
     def _start(self, head: ResponseHead, upstream: Upstream) -> None:
         if head.status == 400:
             explain_refusal(self._ctx.pool.hints, upstream.backend, self._request)
-        upstream.expect(self._choice.route.timeouts.tunnel)
-        self._client.start(self._as_sent(head))
+        if self._hsts or 300 <= head.status < 400 or head.status == 201:
+            head.headers = self._mapped(head)
+        self._client.start(head)
         if (witness := self._ctx.witness).followers:
             witness.under_way(self._client.record, "answered")
 
-    def _as_sent(self, head: ResponseHead) -> ResponseHead:
-        """The final head as the client gets it, but for what depends on the client's HTTP version."""
-        if 300 <= head.status < 400 or head.status == 201:
-            head.headers = [
-                (name, map_location(self._choice.route, value) if name == b"location" else value)
-                for name, value in head.headers
-            ]
+    def _mapped(self, head: ResponseHead) -> Headers:
+        """The fields of the final head as the client gets them, but for what depends on the client's HTTP version."""
+        fields = [
+            (name, map_location(self._choice.route, value) if name == b"location" else value)
+            for name, value in head.headers
+        ]
         if self._hsts:
-            name = self._hsts[0][0]
-            head.headers = [*(field for field in head.headers if field[0] != name), *self._hsts]
-        return head
+            ours = self._hsts[0][0]
+            fields = [*(field for field in fields if field[0] != ours), *self._hsts]
+        return fields
 
 
 _NO_BODY = (END,)

@@ -85,6 +85,7 @@ class Turnstile:
         """
         ctx, stream = self._ctx, self._stream
         self._deaf = False
+        stream.expect(self._idle)
         self._await_client()
         try:
             ctx.watch.listen(stream, self._on_client)
@@ -158,7 +159,6 @@ class Turnstile:
         self._ctx.witness.exchange(client.record)
 
     def _await_client(self) -> None:
-        self._stream.expect(self._idle)
         self._stream.await_for(self.wake)
         self._ctx.drain.idle.add(self._stream)
 

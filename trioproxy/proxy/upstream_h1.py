@@ -138,8 +138,9 @@ class H1Upstream:
 
         Raises StreamError.
         """
-        self._watch = watch
-        watch.listen(self._stream, self._heard)  # and for good: it will be asked again
+        if self._watch is None:
+            watch.listen(self._stream, self._heard)  # and for good: it will be asked again
+            self._watch = watch
         self._heed = heed
         self._stream.await_for(wake)
 
@@ -148,6 +149,7 @@ class H1Upstream:
             self._heed()
         elif self._watch is not None:  # it is idle, and what comes unasked shows when it is claimed; or a task reads it
             self._watch.forget(self._stream)
+            self._watch = None
 
     def take(self) -> bool:
         """Take in what has come. False when that is an end or an error: `receive` tells what it means."""
