@@ -51,14 +51,23 @@ async def serve_h1(
         stream.write_patience = timeouts.idle
         begun: Begun | None = None
         try:
-            if turnstile is not None and not (first or reader.unread or ctx.drain.begun):
-                begun = await turnstile.wait()
-            if begun is None:
+            if turnstile is None or first or reader.unread or ctx.drain.begun or stream.interrupted:
                 request = await _next_request(ctx, stream, reader, patience, timeouts.header, first=first)
                 if request is None:
                     return
-                client = H1Client(ctx, stream, reader, timeouts.idle, visit.record(request))
-                begun = Begun(client, functools.partial(answer, ctx, visit, request, client))
+                if turnstile is not None:
+                    turnstile.begin(request)
+                else:
+                    client = H1Client(ctx, stream, reader, timeouts.idle, visit.record(request))
+                    begun = Begun(client, functools.partial(answer, ctx, visit, request, client))
+                del request  # an idle connection shall not keep it
+            patience, first = timeouts.idle, False
+            if turnstile is not None:
+                begun = await turnstile.wait()
+                if turnstile.ended:
+                    return
+            if begun is None:
+                continue
         except RequestError as exc:
             log.info("%s: refused: %s", visit.peer, exc)
             begun = Begun(H1Client(ctx, stream, reader, timeouts.idle, visit.record(None)), None)
@@ -85,8 +94,7 @@ async def serve_h1(
             stream.send_eof()
             await stream.drain()
             return
-        del client, rest, begun  # which an idle connection shall not keep
-        patience, first = timeouts.idle, False
+        del client, rest, begun  # as above
 
 
 async def _finish(visit: Visit, client: H1Client, rest: Callable[[], Awaitable[None]]) -> None:

@@ -41,7 +41,11 @@ class Begun(NamedTuple):
 
 
 class Turnstile:
-    """The one of a connection, and the patron of what is asked there."""
+    """The one of a connection, and the patron of what is asked there.
+
+    Attributes:
+        ended: The client has ended the connection, between two requests.
+    """
 
     __slots__ = (
         "_asking",
@@ -52,10 +56,11 @@ class Turnstile:
         "_idle",
         "_prepare",
         "_reader",
-        "_rest",
         "_stream",
         "_task",
         "_visit",
+        "_wanted",
+        "ended",
     )
 
     def __init__(
@@ -67,29 +72,47 @@ class Turnstile:
         self._reader = reader
         self._idle = idle  # seconds
         self._prepare = prepare
+        self.ended = False
         self._task: Task | None = None  # while it sleeps
+        self._wanted = False  # it is to wake up, or not to fall asleep
         self._deaf = False  # the client said more before it had its answer: that has to wait
         self._client: H1Client | None = None  # of the exchange that is under way
         self._asking: Asking | None = None  # the same
         self._error: Exception | None = None
 
+    def begin(self, request: RequestHead) -> None:
+        """Have `request` answered, which the task has read; to be followed by `wait`."""
+        ctx, visit = self._ctx, self._visit
+        client = self._client = H1Client(ctx, self._stream, self._reader, self._idle, visit.record(request))
+        try:
+            asking = self._asking = self._prepare(ctx, visit, request, client)
+            if asking is None:
+                self.over()
+            elif not asking.at_once(self):
+                self.wake()
+        except Exception as exc:  # whatever it is, it is raised in the connection's task
+            self._error = exc
+            self.wake()
+
     async def wait(self) -> Begun | None:
         """Sleep until there is something that wants a task.
 
         Returns:
-            The exchange that is under way; None when there is none, and the connection is to be read by the task.
+            The exchange that is under way; None when there is none, and the connection is to be read by the task, or
+            has `ended`.
 
         Raises:
             RequestError: what came is no request.
             ConnectionLost: the client was lost before it sent one.
         """
         ctx, stream = self._ctx, self._stream
-        self._deaf = False
         stream.expect(self._idle)
-        self._await_client()
+        if self._client is None and not self._wanted:
+            self._await_client()
+            self._wanted = stream.interrupted
         try:
-            ctx.watch.listen(stream, self._on_client)
-            if not stream.interrupted:
+            if not self._wanted:
+                ctx.watch.listen(stream, self._on_client)
                 self._task = current_task()
                 await wait_task_rescheduled(self._leave)
         except trio.Cancelled as exc:
@@ -99,6 +122,7 @@ class Turnstile:
             ctx.drain.idle.discard(stream)
             stream.await_for(None)
             ctx.watch.forget(stream)
+            self._deaf = self._wanted = False
         client, asking, error = self._client, self._asking, self._error
         self._client = self._asking = self._error = None
         if client is not None:
@@ -125,7 +149,7 @@ class Turnstile:
 
     def _on_client(self) -> None:
         """The client has said something."""
-        if self._client is not None or self._task is None:
+        if self._client is not None or self._wanted:
             self._deaf = True
             self._ctx.watch.forget(self._stream)
             return
@@ -133,26 +157,17 @@ class Turnstile:
             data = self._stream.receive_at_once()
             if data is None:
                 return
-            if data:
-                self._reader.feed(data)
-                request = self._reader.next()
-                if isinstance(request, RequestHead) and self._begin(request):
-                    return
-        except Exception as exc:  # whatever it is, it is raised in the connection's task
+            self.ended = not data
+            self._reader.feed(data)
+            request = self._reader.next()
+            if isinstance(request, RequestHead):
+                self._ctx.drain.idle.discard(self._stream)
+                self._stream.await_for(None)  # now it waits for us
+                self.begin(request)
+                return
+        except Exception as exc:  # as above
             self._error = exc
         self.wake()
-
-    def _begin(self, request: RequestHead) -> bool:
-        """Ask a backend. False when the task has to."""
-        ctx, stream = self._ctx, self._stream
-        ctx.drain.idle.discard(stream)
-        stream.await_for(None)  # now it waits for us
-        client = self._client = H1Client(ctx, stream, self._reader, self._idle, self._visit.record(request))
-        asking = self._asking = self._prepare(ctx, self._visit, request, client)
-        if asking is not None:
-            return asking.at_once(self)
-        self.over()
-        return True
 
     def _tell(self, client: H1Client) -> None:
         client.record.ended = perf_counter()
@@ -187,6 +202,7 @@ class Turnstile:
 
     def wake(self) -> None:
         """See `Patron.wake`."""
+        self._wanted = True
         if self._task is not None:
             task, self._task = self._task, None
             reschedule(task)
