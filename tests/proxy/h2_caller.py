@@ -106,10 +106,15 @@ class H2Caller:
 
     async def open(self, fields: Sequence[tuple[str, str]], *, end: bool = False) -> int:
         """Send any head; returns its stream."""
+        stream = self.queue(fields, end=end)
+        await self.send()
+        return stream
+
+    def queue(self, fields: Sequence[tuple[str, str]], *, end: bool = False) -> int:
+        """Have any head sent with what is sent next; returns its stream."""
         stream = self.h2.get_next_available_stream_id()
         self.answers[stream] = Answer()
         self.h2.send_headers(stream, fields, end_stream=end)
-        await self.send()
         return stream
 
     async def body(self, stream: int, data: bytes = b"", *, end: bool = False) -> None:

@@ -244,7 +244,7 @@ class Asking:
                 return False
             self._patron = patron
             upstream.listen(self._ctx.watch, self._heard, self._wake)
-        except TrioproxyError as exc:
+        except Exception as exc:  # whatever it is, it is raised in the task of this exchange
             self._patron = None
             self._error = exc
             return False
@@ -266,7 +266,7 @@ class Asking:
                 if progress == "more" and patron.send():
                     upstream.listen(self._ctx.watch, self._heard, self._wake)  # silent since now
                     return
-        except Exception as exc:  # whatever it is, it is raised in the task of this exchange
+        except Exception as exc:  # as above
             self._error = exc
         self._patron = None
         patron.wake()

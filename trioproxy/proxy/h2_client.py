@@ -27,7 +27,7 @@ from trioproxy.http.messages import END, End, Header, Headers, RequestHead, Resp
 from trioproxy.http.upgrade import accepted_upgrade, websocket_accept, websocket_key
 from trioproxy.proxy.bell import Bell
 from trioproxy.proxy.context import ProxyContext
-from trioproxy.proxy.failure import told
+from trioproxy.proxy.failure import blame, told
 from trioproxy.proxy.tunnel import tunnel
 from trioproxy.proxy.upstream import Upstream
 from trioproxy.witness.records import Exchange
@@ -304,10 +304,12 @@ class H2Client:
     def send(self) -> bool:
         """See `Patron.send`: the writer does it."""
         self._shared.ring()
-        return True
+        return not self.lost
 
     def over(self) -> None:
         """See `Patron.over`."""
+        if self._error is not None:  # so there was nobody any more to be told
+            blame(self.record, self._error)
         self._shared.over(self)
 
     def wake(self) -> None:

@@ -1,0 +1,505 @@
+"""Requests over HTTP/2 for which no task is woken: what is left to tasks, and how such a request ends otherwise.
+
+They are asked over a connection to the backend that stands already; so each test begins with as many as it needs.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from tests.http.h2_support import GET, POST, changed
+from tests.net.sockets import until
+from tests.proxy.h2_caller import Answer, H2Caller, Raw, calling
+from tests.proxy.stage import HELLO, Recording, Script, Stage, backend, make_config, read_until, site, stage
+from tests.witness.hearing import Ear
+from trioproxy.config.model import Timeouts
+from trioproxy.http.h2 import Code, ServerCodec
+from trioproxy.net.sock import Reaper
+from trioproxy.proxy.h2_client import H2Client
+from trioproxy.proxy.serve_h2 import _Connection
+from trioproxy.proxy.upstream_h1 import H1Upstream
+from trioproxy.witness.records import (
+    BACKEND_FAILED,
+    BACKEND_SILENT,
+    BROKEN_OFF,
+    BUG,
+    CLIENT_CLOSED,
+    CLIENT_LEFT,
+    DONE,
+    ENDED_HERE,
+)
+
+NAME = "cloud.test"
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+Part = bytes | trio.Event | None
+"""Of what a backend does: it sends bytes, waits for an event, and closes with None."""
+
+
+def doing(**answers: Sequence[Part]) -> Script:
+    """A backend that does this when it is asked for the path of that name, and else says hello."""
+
+    async def script(stream: trio.SocketStream, recording: Recording) -> None:
+        while head := await read_until(stream, recording, b"\r\n\r\n"):
+            name = head.split(b" ")[1].decode().lstrip("/")
+            for part in answers.get(name, [HELLO]):
+                if part is None:
+                    return
+                if isinstance(part, trio.Event):
+                    await part.wait()
+                else:
+                    await stream.send_all(part)
+
+    return script
+
+
+async def soon(condition: Callable[[], object]) -> None:
+    """As `until`, within seconds."""
+    with trio.fail_after(5):
+        await until(condition)
+
+
+async def together(caller: H2Caller, paths: Sequence[str]) -> list[Answer]:
+    """Ask for all of these in one TLS record, and wait for the answers."""
+    streams = [caller.queue(changed(GET, path=path), end=True) for path in paths]
+    await caller.send()
+    return [await caller.answer(stream) for stream in streams]
+
+
+@attrs.frozen
+class Scene:
+    """A proxy, who hears what happens there, and its backend.
+
+    Attributes:
+        proxy: The proxy.
+        seen: What the backend has seen.
+        ear: Who hears of each request.
+        woken: The paths of the requests that a task was woken for.
+    """
+
+    proxy: Stage
+    seen: Recording
+    ear: Ear
+    woken: list[bytes]
+
+    async def warm(self, caller: H2Caller, count: int = 1) -> None:
+        """Have so many connections to the backend stand idle."""
+        for answer in await together(caller, ["/"] * count):
+            assert answer.status == 200
+        await soon(lambda: len(self.ear.exchanges) == count)
+        self.ear.exchanges.clear()
+        self.woken.clear()
+
+    @property
+    def connection(self) -> _Connection:
+        """The only client's."""
+        (connection,) = self.proxy.ctx.drain.several
+        assert isinstance(connection, _Connection)
+        return connection
+
+    @property
+    def idle(self) -> int:
+        """Connections to the backend that another request may be asked over."""
+        return sum(len(connections) for connections in self.proxy.ctx.pool._idle.values())
+
+
+@asynccontextmanager
+async def scene(
+    script: Script, monkeypatch: pytest.MonkeyPatch, timeouts: Timeouts | None = None
+) -> AsyncIterator[Scene]:
+    """A site whose backend does as `script` says."""
+    woken: list[bytes] = []
+    wake = _Connection.wake
+
+    def note(self: _Connection, client: H2Client) -> None:
+        woken.append(client.request.target)
+        wake(self, client)
+
+    monkeypatch.setattr(_Connection, "wake", note)
+    async with backend(script) as (port, seen), stage(make_config(site(NAME, port), timeouts=timeouts)) as proxy:
+        ear = Ear()
+        proxy.ctx.witness.add(ear)
+        yield Scene(proxy, seen, ear, woken)
+
+
+@asynccontextmanager
+async def warmed(
+    script: Script, monkeypatch: pytest.MonkeyPatch, count: int = 1, timeouts: Timeouts | None = None
+) -> AsyncIterator[tuple[H2Caller, Scene]]:
+    """A client, and so many connections to the backend that stand idle."""
+    async with scene(script, monkeypatch, timeouts) as there, calling(there.proxy, NAME) as caller:
+        await there.warm(caller, count)
+        yield caller, there
+
+
+# ---- what needs no task ---------------------------------------------------------------------------------
+
+WHOLE: dict[str, tuple[str, Sequence[bytes], int, bytes]] = {
+    "a length": ("GET", [HELLO], 200, b"hello"),
+    "no body": ("GET", [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"], 200, b""),
+    "204": ("GET", [b"HTTP/1.1 204 No Content\r\n\r\n"], 204, b""),
+    "304": ("GET", [b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n"], 304, b""),
+    "HEAD": ("HEAD", [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"], 200, b""),
+    "chunks": ("GET", [CHUNKED + b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"], 200, b"abc"),
+    "a head below 200": ("GET", [b"HTTP/1.1 103 Early Hints\r\n\r\n" + HELLO], 200, b"hello"),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+async def test_most_answers_wake_no_task(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, parts, status, body = WHOLE[kind]
+    async with warmed(doing(x=parts), monkeypatch) as (caller, there):
+        answer = await caller.ask(method, "/x", NAME)
+        assert (answer.status, bytes(answer.body), answer.ended) == (status, body, True)
+        assert answer.informational == [103] * (kind == "a head below 200")
+        told = await there.ear.next_exchange()
+        assert (told.status, told.sent, told.outcome) == (status, len(body), DONE)
+        assert there.woken == []
+        assert there.idle == there.seen.connections == 1
+
+
+async def test_an_answer_that_comes_in_pieces_wakes_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece is there before the next is sent; so are trailers."""
+    events = [trio.Event() for _ in range(3)]
+    parts: list[Part] = [
+        CHUNKED,
+        events[0],
+        b"2\r\nab\r\n",
+        events[1],
+        b"1\r",
+        events[2],
+        b"\nc\r\n0\r\nX-Sum: 6\r\n\r\n",
+    ]
+    async with warmed(doing(x=parts), monkeypatch) as (caller, there):
+        answer = caller.answers[await caller.begin("GET", "/x", NAME, [("te", "trailers")])]
+        await caller.until(lambda: answer.status == 200)
+        events[0].set()
+        await caller.until(lambda: answer.body == b"ab")
+        events[1].set()
+        events[2].set()
+        await caller.until(lambda: answer.ended)
+        assert (bytes(answer.body), answer.trailers) == (b"abc", {"x-sum": "6"})
+        assert there.woken == []
+        assert (await there.ear.next_exchange()).outcome == DONE
+
+
+async def test_a_body_that_came_with_its_head_wakes_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(doing(), monkeypatch) as there:
+        async with calling(there.proxy, NAME) as caller:
+            await there.warm(caller)
+        raw = await Raw.connect(there.proxy, NAME)
+        frames = raw.frames
+        await raw.send(frames.start(), frames.headers(1, POST, end=False), frames.data(1, b"abc", end=True))
+        assert (await raw.until(0, 1)).data == b"hello"
+        assert there.woken == []
+        assert (await there.ear.next_exchange()).received == 3
+        # The backend's script takes what follows the head for another request, as long as it has no more of it.
+        await raw.send(frames.headers(3, POST, end=False))
+        await raw.send(frames.ping())
+        await raw.until(6)
+        assert there.woken == [b"/"]
+
+
+async def test_many_at_once_share_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with warmed(doing(), monkeypatch, 20) as (caller, there):
+        for answer in await together(caller, ["/"] * 20):
+            assert bytes(answer.body) == b"hello"
+        assert there.woken == []
+        assert [record.outcome for record in there.ear.exchanges] == [DONE] * 20
+        assert there.connection._working == 0
+        assert there.idle == there.seen.connections == 20
+
+
+# ---- what goes wrong with the backend -------------------------------------------------------------------
+
+CUT_SHORT = {
+    "a length": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart",
+    "chunks": CHUNKED + b"9\r\npart",
+    "no last chunk": CHUNKED + b"4\r\npart\r\n",
+    "a chunk that is none": CHUNKED + b"4\r\npart\r\nzz\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", CUT_SHORT)
+async def test_a_part_never_looks_like_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with warmed(doing(x=[CUT_SHORT[kind], None]), monkeypatch) as (caller, there):
+        answer = await caller.ask("GET", "/x", NAME)
+        assert (answer.ended, answer.reset) == (False, Code.INTERNAL_ERROR)
+        told = await there.ear.next_exchange()
+        assert (told.status, told.outcome) == (200, BROKEN_OFF)
+        assert there.idle == 0
+        assert (await caller.ask("GET", "/", NAME)).status == 200
+
+
+async def test_what_ends_with_its_connection_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with warmed(doing(x=[b"HTTP/1.1 200 OK\r\n\r\nall", None]), monkeypatch) as (caller, there):
+        answer = await caller.ask("GET", "/x", NAME)
+        assert (answer.status, bytes(answer.body), answer.ended) == (200, b"all", True)
+        assert (await there.ear.next_exchange()).outcome == DONE
+        assert there.idle == 0
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("POST", 502)])
+async def test_a_connection_that_was_closed_meanwhile_is_replaced_once(
+    method: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = True
+
+    async def script(stream: trio.SocketStream, recording: Recording) -> None:
+        nonlocal first
+        while head := await read_until(stream, recording, b"\r\n\r\n"):
+            if b"/x" in head and first:
+                first = False
+                return
+            await stream.send_all(HELLO)
+
+    async with warmed(script, monkeypatch) as (caller, there):
+        assert (await caller.ask(method, "/x", NAME)).status == status
+        assert there.woken == [b"/x"]
+        assert (await there.ear.next_exchange()).outcome == (DONE if status == 200 else BACKEND_FAILED)
+        assert there.seen.received.count(b"/x") == (2 if status == 200 else 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: a\x01b\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n",
+    ],
+)
+async def test_what_is_no_answer_is_502(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with warmed(doing(x=[answer]), monkeypatch) as (caller, there):
+        assert (await caller.ask("GET", "/x", NAME)).status == 502
+        told = await there.ear.next_exchange()
+        assert (told.status, told.outcome) == (502, BACKEND_FAILED)
+        assert there.idle == 0
+
+
+async def test_a_backend_that_is_silent_is_504_and_broken_off_when_it_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts: dict[str, list[Part]] = {"x": [trio.Event()], "y": [CHUNKED + b"1\r\na\r\n", trio.Event()]}
+    timeouts = Timeouts(response=0.5, tunnel=0.5)
+    async with warmed(doing(**parts), monkeypatch, 2, timeouts) as (caller, there):
+        silent, begun = await together(caller, ["/x", "/y"])
+        assert silent.status == 504
+        assert (begun.status, begun.ended, begun.reset) == (200, False, Code.INTERNAL_ERROR)
+        await soon(lambda: len(there.ear.exchanges) == 2)
+        assert {record.outcome for record in there.ear.exchanges} == {BACKEND_SILENT, BROKEN_OFF}
+        assert there.idle == 0
+
+
+# ---- clients that leave ---------------------------------------------------------------------------------
+
+
+async def test_a_stream_that_is_reset_has_its_slot_until_the_backend_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with warmed(doing(x=[trio.Event()]), monkeypatch) as (caller, there):
+        stream = await caller.begin("GET", "/x", NAME)
+        await soon(lambda: b"/x" in there.seen.received)
+        assert there.woken == []
+        caller.h2.reset_stream(stream, Code.CANCEL)
+        await caller.send()
+        connection = there.connection
+        await soon(lambda: stream not in connection._clients)
+        assert connection._working == 1
+        told = await there.ear.next_exchange()
+        assert (told.status, told.outcome) == (CLIENT_CLOSED, CLIENT_LEFT)
+        assert (connection._working, there.idle) == (0, 0)
+        assert (await caller.ask("GET", "/", NAME)).status == 200
+
+
+async def test_a_client_that_gave_up_has_left_though_the_answer_came_just_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on = trio.Event()
+    async with warmed(doing(x=[go_on, HELLO]), monkeypatch) as (caller, there):
+        stream = await caller.begin("GET", "/x", NAME)
+        await soon(lambda: b"/x" in there.seen.received)
+        caller.h2.reset_stream(stream, Code.CANCEL)
+        await caller.send()
+        connection = there.connection
+        await soon(lambda: stream not in connection._clients)
+        go_on.set()
+        assert (await there.ear.next_exchange()).outcome == CLIENT_LEFT
+        assert connection._working == 0
+
+
+async def test_a_stream_that_is_reset_inside_of_its_answer_ends_with_the_next_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on = trio.Event()
+    parts: list[Part] = [CHUNKED + b"1\r\na\r\n", go_on, b"1\r\nb\r\n", trio.Event()]
+    monkeypatch.setattr(Reaper, "PERIOD", 60.0)
+    async with warmed(doing(x=parts), monkeypatch) as (caller, there):
+        stream = await caller.begin("GET", "/x", NAME)
+        answer = caller.answers[stream]
+        await caller.until(lambda: answer.body == b"a")
+        caller.h2.reset_stream(stream, Code.CANCEL)
+        await caller.send()
+        connection = there.connection
+        await soon(lambda: stream not in connection._clients)
+        go_on.set()
+        told = await there.ear.next_exchange()
+        assert (told.status, told.outcome) == (200, CLIENT_LEFT)
+        assert (connection._working, there.idle) == (0, 0)
+
+
+@pytest.mark.parametrize("how", ["the client goes", "the client ends its side", "the server stops"])
+async def test_the_end_of_a_connection_is_told_once_for_each_and_no_half_read_answer_is_left(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: dict[str, list[Part]] = {"x": [trio.Event()], "y": [CHUNKED + b"1\r\na\r\n", trio.Event()]}
+    async with scene(doing(**parts), monkeypatch) as there:
+        async with calling(there.proxy, NAME) as caller:
+            await there.warm(caller, 4)
+            paths = ["/x", "/x", "/y", "/y"]
+            answers = [caller.answers[await caller.begin("GET", path, NAME)] for path in paths]
+            await caller.until(lambda: [bytes(a.body) for a in answers] == [b"", b"", b"a", b"a"])
+            await soon(lambda: there.seen.received.count(b"/x") == 2)
+            assert there.woken == []
+            if how == "the server stops":
+                there.proxy.connections.cancel_scope.cancel()
+            elif how == "the client ends its side":
+                await caller.stream.transport_stream.send_eof()
+            else:
+                caller.stream.transport_stream.socket.close()
+            await there.proxy.until_idle()
+        assert not any(isinstance(mortal, H1Upstream) for mortal in there.proxy.ctx.reaper.watched)
+        outcome = ENDED_HERE if how == "the server stops" else CLIENT_LEFT
+        assert [record.outcome for record in there.ear.exchanges] == [outcome] * 4
+        assert there.idle == 0
+        assert there.proxy.ctx.watch._heeds == {}
+
+
+async def test_goaway_lets_come_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = trio.Event()
+    async with scene(doing(x=[go_on, HELLO]), monkeypatch) as there:
+        async with calling(there.proxy, NAME) as caller:
+            await there.warm(caller)
+        raw = await Raw.connect(there.proxy, NAME)
+        await raw.send(raw.frames.start(), raw.frames.headers(1, changed(GET, path="/x")))
+        await soon(lambda: b"/x" in there.seen.received)
+        there.proxy.ctx.drain.begin()
+        await raw.until(7)
+        await raw.send(raw.frames.goaway())
+        go_on.set()
+        assert (await raw.until(0, 1)).data == b"hello"
+        await raw.until_end()
+        assert there.woken == []
+        assert (await there.ear.next_exchange()).outcome == DONE
+        assert there.idle == 0  # it would be left for nobody
+
+
+async def test_a_task_that_is_woken_while_the_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one moment: the backend's end, which a task is to see to, and the stop that ends all tasks."""
+    go_on = trio.Event()
+    async with warmed(doing(x=[CUT_SHORT["a length"], go_on, None]), monkeypatch) as (caller, there):
+        answer = caller.answers[await caller.begin("GET", "/x", NAME)]
+        await caller.until(lambda: bytes(answer.body) == b"part")
+        connection, wake = there.connection, _Connection.wake
+
+        def stop(self: _Connection, client: H2Client) -> None:
+            there.proxy.connections.cancel_scope.cancel()
+            wake(self, client)
+
+        monkeypatch.setattr(_Connection, "wake", stop)
+        go_on.set()
+        await there.proxy.until_idle()
+        assert len(there.ear.exchanges) == 1
+        assert there.ear.exchanges[0].outcome in (ENDED_HERE, BROKEN_OFF)
+        assert connection._working == 0
+        assert there.idle == 0
+
+
+# ---- clients that take nothing --------------------------------------------------------------------------
+
+
+async def test_a_client_that_opens_no_window_waits_in_a_task_and_gets_all_when_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = bytes(range(256)) * 4096
+    parts = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body),
+        *[body[n : n + 65536] for n in range(0, len(body), 65536)],
+    ]
+    async with scene(doing(x=parts), monkeypatch) as there:
+        async with calling(there.proxy, NAME) as caller:
+            await there.warm(caller, 3)
+        raw = await Raw.connect(there.proxy, NAME)
+        frames = raw.frames
+        await raw.send(frames.start(INITIAL_WINDOW_SIZE=0), frames.window(0, 1 << 24))
+        await raw.send(frames.headers(1, changed(GET, path="/x")))
+        await raw.until(1, 1)
+        await soon(lambda: there.woken == [b"/x"])
+        with trio.fail_after(5):
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert there.connection.codec.queued(1) <= 2 * 65536
+        await raw.send(frames.headers(3), frames.window(3, 100))  # nobody else waits for it
+        assert (await raw.until(0, 3)).data == b"hello"
+        got = b""
+        for size in (1, 2, 3, len(body)):
+            await raw.send(frames.window(1, size))
+            wanted = min(len(got) + size, len(body))
+            while len(got) < wanted:
+                got += (await raw.until(0, 1)).data
+        assert got == body
+
+
+async def test_windows_that_nobody_opens_hold_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 responses of a megabyte each, asked for at once: of each two pieces at most are queued."""
+    big = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000)
+    async with warmed(doing(x=[big]), monkeypatch, 100) as (caller, there):
+        caller.reading = False
+        tracemalloc.start()
+        try:
+            for _ in range(100):
+                caller.queue(changed(GET, path="/x"), end=True)
+            await caller.send()
+            await soon(lambda: len(there.woken) == 100)
+            with trio.fail_after(10):
+                await trio.testing.wait_all_tasks_blocked(0.2)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 100 * (2 * 65536 + 20_000)  # and tasks
+
+
+# ---- bugs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "what"), [(H1Upstream, "ask"), (H1Upstream, "take"), (H2Client, "start"), (ServerCodec, "body")]
+)
+async def test_a_bug_ends_one_request_and_no_other(
+    where: type, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = trio.Event()
+    async with warmed(doing(x=[go_on, HELLO]), monkeypatch, 2) as (caller, there):
+        other = caller.answers[await caller.begin("GET", "/x", NAME)]
+        await soon(lambda: b"/x" in there.seen.received)
+
+        def broken(*_: object, **__: object) -> None:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(where, what, broken)
+            answer = await caller.ask("GET", "/", NAME)
+        assert (answer.ended, answer.reset) == (False, Code.INTERNAL_ERROR)
+        assert (await there.ear.next_exchange()).outcome == BUG
+        go_on.set()
+        await caller.until(lambda: other.ended)
+        assert bytes(other.body) == b"hello"
+        assert (await there.ear.next_exchange()).outcome == DONE
+        assert (await caller.ask("GET", "/", NAME)).status == 200
+    assert "a bug in trioproxy ended this request" in caplog.text
