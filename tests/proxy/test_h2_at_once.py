@@ -21,7 +21,7 @@ from tests.proxy.stage import HELLO, Recording, Script, Stage, backend, make_con
 from tests.witness.hearing import Ear
 from trioproxy.config.model import Timeouts
 from trioproxy.http.h2 import Code, ServerCodec
-from trioproxy.net.sock import Reaper
+from trioproxy.net.sock import Reaper, Stream
 from trioproxy.proxy.h2_client import H2Client
 from trioproxy.proxy.serve_h2 import _Connection
 from trioproxy.proxy.upstream_h1 import H1Upstream
@@ -420,6 +420,20 @@ async def test_a_task_that_is_woken_while_the_connection_ends(monkeypatch: pytes
         assert there.ear.exchanges[0].outcome in (ENDED_HERE, BROKEN_OFF)
         assert connection._working == 0
         assert there.idle == 0
+
+
+async def test_what_is_taken_in_small_parts_arrives_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backends and clients take ten bytes at once, so every request and the last answer are left to tasks."""
+    body = bytes(range(256)) * 20
+    parts = [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body]
+    async with warmed(doing(x=parts), monkeypatch, 3) as (caller, there):
+        send = Stream.send_at_once
+        monkeypatch.setattr(Stream, "send_at_once", lambda stream, data: send(stream, data[:10]))
+        for paths in (["/x"], ["/x"] * 3, ["/", "/x"]):
+            for path, answer in zip(paths, await together(caller, paths), strict=True):
+                assert bytes(answer.body) == (body if path == "/x" else b"hello")
+        assert len(there.woken) == len(there.ear.exchanges) == 6
+        assert there.seen.connections == 3
 
 
 # ---- clients that take nothing --------------------------------------------------------------------------

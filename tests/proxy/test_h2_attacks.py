@@ -277,6 +277,16 @@ async def test_an_upload_that_stops_is_given_up() -> None:
         assert (await raw.until(3, 1)).error_code == Code.CANCEL
 
 
+async def test_an_empty_body_that_does_not_end_is_given_up() -> None:
+    """Nobody is asked before it has, so there is no task that could run out of patience."""
+    async with attacked_slowly(Timeouts(idle=1.0)) as (raw, seen):
+        empty = raw.frames.headers(1, [*POST, ("content-length", "0")], end=False)
+        await raw.send(raw.frames.start(), empty)
+        assert (await raw.until(3, 1)).error_code == Code.CANCEL
+        await raw.until_end()
+        assert seen.connections == 0
+
+
 async def test_an_idle_connection_ends_with_goaway() -> None:
     async with attacked_slowly(Timeouts(idle=1.0)) as (raw, _):
         await raw.send(raw.frames.start(), raw.frames.headers(1))

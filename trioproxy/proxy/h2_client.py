@@ -151,11 +151,15 @@ class H2Client:
             self._queued_since = now
         elif now - self._queued_since > (usual if self._idle is None else self._idle):
             self.give_up(Code.CANCEL, StreamTimeout("the client takes no more of the response"))
-        if self._heard or not self._body_bell.awaited:
+        if self._heard or not (self._body_bell.awaited or self.deceptive):
             self._heard = False
             self._silent_since = now
         elif now - self._silent_since > (usual if self._patience is None else self._patience):
-            self.interrupt(StreamTimeout("nothing came from the client in time"))
+            silence = StreamTimeout("nothing came from the client in time")
+            if self.deceptive:  # so nobody works for it
+                self.give_up(Code.CANCEL, silence)
+            else:
+                self.interrupt(silence)
 
     def give_up(self, code: Code, error: StreamError) -> None:
         """Break the stream off."""
