@@ -24,6 +24,7 @@ import select
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from typing import cast
 
 import trio
@@ -55,6 +56,7 @@ class Stream(Patience):
 
     Attributes:
         sock: The non-blocking socket, which `start_tls_client` replaces by an `ssl.SSLSocket`.
+        unwatch: To be told before it is closed; None while nobody is.
         carried: Bytes that came from here through a relay that has ended (`Pump.relay`).
     """
 
@@ -65,6 +67,7 @@ class Stream(Patience):
         "_tls",
         "carried",
         "sock",
+        "unwatch",
     )
 
     carried: int
@@ -76,6 +79,7 @@ class Stream(Patience):
         self._poll: select.poll | None = None  # made when it is first asked whether something has come
         self._tls: TlsPart | None = None
         self._calls = 0
+        self.unwatch: Callable[[Stream], None] | None = None
         reaper.watched.add(self)
 
     # ---- reading and writing ------------------------------------------------------------------------
@@ -171,7 +175,12 @@ class Stream(Patience):
         return self._fd
 
     def left(self) -> bool:
-        """Whether the peer has ended its direction or the connection, though what it sent before may be unread."""
+        """Whether the peer has ended its direction or the connection, though what it sent before may be unread.
+
+        So has who was closed by us: `show_out` does that to those whose backends are silent.
+        """
+        if self._fd < 0:
+            return True
         poll = select.poll()
         poll.register(self._fd, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
         return bool(poll.poll(0))
@@ -308,6 +317,8 @@ class Stream(Patience):
             return
         if self._read_since is not None or self._write_by is not None:  # telling nobody costs as much
             notify_closing(self._fd)
+        if self.unwatch is not None:
+            self.unwatch(self)
         self._fd = -1
         self._tls = None  # it would go on with the number, which is soon another's, and this may be another task
         self._reaper.watched.discard(self)

@@ -35,6 +35,7 @@ class Watch:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._heeds: dict[int, Callable[[], None]] = {}
+        self._forget = self.forget  # made once, for every stream that is watched keeps it
 
     def listen(self, stream: Stream, heed: Callable[[], None]) -> None:
         """Have `heed` called whenever `stream` can be read, or has ended, until `forget`. It should not raise.
@@ -46,13 +47,17 @@ class Watch:
         if descriptor not in self._heeds:
             try:
                 self._epoll.register(descriptor, _COMING)
-            except (OSError, ValueError) as exc:  # ValueError: it has ended
+            except (OSError, ValueError) as exc:  # ValueError: it has ended, or the stream is closed
                 raise ConnectionLost(f"it cannot be watched: {words(exc)}") from exc
         self._heeds[descriptor] = heed
+        stream.unwatch = self._forget
 
     def forget(self, stream: Stream) -> None:
-        """Tell nobody of `stream` any more. To be called before it is closed, for its descriptor will be another's."""
-        descriptor = stream.fileno()
+        """Tell nobody of `stream` any more. Its `close` does so, whoever calls it: the descriptor will be another's."""
+        self._drop(stream.fileno())
+        stream.unwatch = None
+
+    def _drop(self, descriptor: int) -> None:
         if self._heeds.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
@@ -75,5 +80,4 @@ class Watch:
                     heed()
             except Exception:  # which would end all connections: this one is left to its deadlines
                 log.exception("a bug in trioproxy: %r failed, and hears no more", heed)
-                self._heeds.pop(descriptor, None)
-                self._epoll.unregister(descriptor)
+                self._drop(descriptor)

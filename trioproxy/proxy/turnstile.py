@@ -11,12 +11,10 @@ What is spared is Trio's part, which is a quarter of what such a request costs o
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import NamedTuple, NoReturn
 
-import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 from trioproxy.http.h1 import RequestReader
@@ -115,7 +113,7 @@ class Turnstile:
                 ctx.watch.listen(stream, self._on_client)
                 self._task = current_task()
                 await wait_task_rescheduled(self._leave)
-        except trio.Cancelled as exc:
+        except BaseException as exc:
             self._abandon(exc)
             raise
         finally:
@@ -123,26 +121,38 @@ class Turnstile:
             stream.await_for(None)
             ctx.watch.forget(stream)
             self._deaf = self._wanted = False
-        client, asking, error = self._client, self._asking, self._error
-        self._client = self._asking = self._error = None
-        if client is not None:
-            if error is not None:
-                return Begun(client, functools.partial(_fail, error))
-            return Begun(client, None if asking is None else asking.go_on)
-        if error is not None:
-            raise error
-        return None
+        client, asking = self._client, self._asking
+        self._client = self._asking = None
+        if client is None:
+            if self._error is not None:
+                self._fail()
+            return None
+        if self._error is not None:
+            return Begun(client, self._fail)
+        return Begun(client, None if asking is None else asking.go_on)
 
-    def _abandon(self, exc: trio.Cancelled) -> None:
-        """The task was cancelled: whatever was under way ends here."""
+    def _fail(self) -> NoReturn:
+        error, self._error = self._error, None
+        if error is None:
+            raise TypeError("nothing has failed")
+        try:
+            raise error
+        finally:
+            del error  # it holds this frame, which would hold it
+
+    def _abandon(self, exc: BaseException) -> None:
+        """The task was cancelled, or cannot sleep: whatever was under way ends here."""
         if self._asking is not None:
             self._asking.abandon()
-        if self._client is not None:
-            blame(self._client.record, exc)
-            self._tell(self._client)
+        if (client := self._client) is not None:
+            blame(client.record, exc)
+            self._tell(client)
+            if client.ends_by_closing:  # see `serve_h1`
+                self._stream.abort()
 
     def _leave(self, _: object) -> Abort:
         self._task = None
+        self._wanted = True
         return Abort.SUCCEEDED
 
     # ---- what is heeded: never waits, never raises ----------------------------------------------------------
@@ -174,6 +184,7 @@ class Turnstile:
         self._ctx.witness.exchange(client.record)
 
     def _await_client(self) -> None:
+        self._stream.write_patience = self._idle  # a route may have had another
         self._stream.await_for(self.wake)
         self._ctx.drain.idle.add(self._stream)
 
@@ -206,7 +217,3 @@ class Turnstile:
         if self._task is not None:
             task, self._task = self._task, None
             reschedule(task)
-
-
-def _fail(error: Exception) -> NoReturn:
-    raise error

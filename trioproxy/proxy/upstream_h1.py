@@ -9,7 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 
-from trioproxy.errors import ClientLeft, StreamError, StreamTimeout, Unanswered, UpstreamError, UpstreamTimeout
+from trioproxy.errors import (
+    ClientLeft,
+    ConnectionLost,
+    StreamError,
+    StreamTimeout,
+    Unanswered,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from trioproxy.http.h1 import ResponseReader, encode_chunk, encode_last_chunk, encode_request_line
 from trioproxy.http.messages import End, RequestHead
 from trioproxy.http.rewriting import WrittenFields
@@ -32,6 +40,7 @@ class H1Upstream:
         "_answering",
         "_asker",
         "_chunked",
+        "_end",
         "_heed",
         "_interrupted",
         "_reader",
@@ -63,6 +72,7 @@ class H1Upstream:
         self._answering = False  # something of the awaited response has come
         self._chunked = False
         self._interrupted = False
+        self._end: str | None = None  # what `take` has met with: "" is an ordinary one
         self._watch: Watch | None = None
         self._heed: Callable[[], None] | None = None
         # Asked several times for each response, so without a function of ours between: see `Upstream`.
@@ -114,7 +124,7 @@ class H1Upstream:
     async def receive(self) -> None:
         """See `Upstream.receive`."""
         try:
-            data = await self._stream.receive_some(likely=self._answering)
+            data = await self._stream.receive_some(likely=self._answering) if self._end is None else self._told_before()
         except ClientLeft:
             raise
         except StreamTimeout as exc:
@@ -136,10 +146,13 @@ class H1Upstream:
     def listen(self, watch: Watch, heed: Callable[[], None], wake: Callable[[], None]) -> None:
         """Until `rest` or `done`: call `heed` when something can be taken in, `wake` when that is waited for no more.
 
-        Raises StreamError.
+        Raises UpstreamError: it cannot be listened to.
         """
         if self._watch is None:
-            watch.listen(self._stream, self._heard)  # and for good: it will be asked again
+            try:
+                watch.listen(self._stream, self._heard)  # and for good: it will be asked again
+            except StreamError as exc:
+                raise UpstreamError(f"{self.backend}: {exc}") from exc
             self._watch = watch
         self._heed = heed
         self._stream.await_for(wake)
@@ -155,12 +168,22 @@ class H1Upstream:
         """Take in what has come. False when that is an end or an error: `receive` tells what it means."""
         try:
             data = self._stream.receive_at_once()
-        except StreamError:
+        except StreamError as exc:
+            self._end = str(exc)
             return False
         if data:
             self._answering = True
             self._reader.feed(data)
-        return data != b""
+        elif data is not None:
+            self._end = ""
+            return False
+        return True
+
+    def _told_before(self) -> bytes:
+        """The end again, for sockets tell of it once: after a reset they give an end that looks like a proper one."""
+        if self._end:
+            raise ConnectionLost(self._end)
+        return b""
 
     def rest(self) -> None:
         """Call nobody any more."""
@@ -193,8 +216,6 @@ class H1Upstream:
     def close(self) -> None:
         """Close the connection. Never fails."""
         self._reaper.watched.discard(self)
-        if self._watch is not None:
-            self._watch.forget(self._stream)
         self._stream.close()
 
     # ---- for the reaper: a backend that is silent must not be waited for on behalf of nobody ---------------
