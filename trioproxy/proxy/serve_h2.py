@@ -243,11 +243,11 @@ class _Connection:
         while True:
             try:
                 await asking.go_on()
-            except trio.Cancelled:
-                self._cut_off(client)
-                raise
             except Exception as exc:
                 self._end_badly(client, exc)
+            except BaseException:  # cancelled: a group of that if two tasks were at it
+                self._cut_off(client)
+                raise
             finally:
                 self._end(client)
             self.ring()
