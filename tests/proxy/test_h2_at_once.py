@@ -259,6 +259,9 @@ async def test_more_than_is_sent_at_once_follows_unasked(monkeypatch: pytest.Mon
 
 # ---- what goes wrong with the backend -------------------------------------------------------------------
 
+NOT_ALLOWED = b"HTTP/1.1 200 OK\r\nX: a\x01b\r\nContent-Length: 0\r\n\r\n"
+"""In HTTP/2."""
+
 CUT_SHORT = {
     "a length": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart",
     "chunks": CHUNKED + b"9\r\npart",
@@ -314,7 +317,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_replaced_once(
     "answer",
     [
         b"nonsense\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nX: a\x01b\r\nContent-Length: 0\r\n\r\n",
+        NOT_ALLOWED,
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n",
     ],
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+import trio
+
 from tests.net.sockets import until
-from tests.proxy.stage import HELLO, LOOPBACK, answering, backend, make_config, site, stage
+from tests.proxy.stage import HELLO, LOOPBACK, Recording, answering, backend, make_config, read_until, site, stage
 from trioproxy.config.model import Timeouts
-from trioproxy.errors import StreamTimeout
+from trioproxy.errors import StreamTimeout, UpstreamTimeout
 from trioproxy.http.messages import End, RequestHead
 from trioproxy.http.rewriting import WrittenFields
 from trioproxy.proxy.pool import IDLE_PER_BACKEND, Pool
@@ -57,6 +60,35 @@ async def test_one_that_was_interrupted_carries_nothing_more() -> None:
         upstream.done(keep=True)
         assert pool.claim(whom) is None
         await until(lambda: seen.ended)
+
+
+async def test_one_whose_time_is_up_hears_so_though_more_comes_just_then() -> None:
+    """Or it would be kept, and the next request be told that its time is up."""
+    go_on = trio.Event()
+
+    async def script(stream: trio.SocketStream, recording: Recording) -> None:
+        await read_until(stream, recording, b"\r\n\r\n")
+        await stream.send_all(HELLO[:-1])
+        await go_on.wait()
+        await stream.send_all(HELLO[-1:])
+
+    async with backend(script) as (port, _), stage(make_config(site("cloud.test", port))) as proxy:
+        _, upstream = await _fresh(proxy.ctx.pool, port)
+        assert isinstance(upstream, H1Upstream)
+        upstream.ask(REQUEST, b"/", WrittenFields([(b"host", b"cloud.test")]), (End(),), Patient())
+        await upstream.receive()
+        while upstream.next() is not None:
+            pass
+        woken: list[bool] = []
+        upstream.listen(proxy.ctx.watch, lambda: None, lambda: woken.append(True))
+        upstream._stream.interrupt(StreamTimeout(""))
+        assert woken == [True]
+        upstream.rest()
+        go_on.set()
+        await until(lambda: not upstream.quiet())
+        with pytest.raises(UpstreamTimeout):
+            await upstream.receive()
+        upstream.done(keep=False)
 
 
 async def test_one_on_which_something_came_unasked_is_not_claimed() -> None:

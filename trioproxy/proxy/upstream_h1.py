@@ -123,8 +123,10 @@ class H1Upstream:
 
     async def receive(self) -> None:
         """See `Upstream.receive`."""
+        stream = self._stream
+        likely = self._answering and not stream.interrupted  # which else the next one would be told of, not this one
         try:
-            data = await self._stream.receive_some(likely=self._answering) if self._end is None else self._told_before()
+            data = await stream.receive_some(likely=likely) if self._end is None else self._told_before()
         except ClientLeft:
             raise
         except StreamTimeout as exc:
