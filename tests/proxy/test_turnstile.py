@@ -188,6 +188,7 @@ async def test_a_client_is_waited_for_only_while_it_is_its_turn() -> None:
         await client.send_all(ASK)
         assert await asked(there)
         assert not it.stream.overdue(math.inf)
+        assert it.stream not in it.proxy.ctx.drain.idle
         backend = it.upstream._stream
         now = trio.current_time()
         assert not backend.overdue(now + 99)
@@ -266,6 +267,15 @@ async def test_a_client_that_takes_nothing() -> None:
         await it.over()
         with pytest.raises(trio.BrokenResourceError):  # an end would be one of a response
             await receive_all(client)
+
+
+async def test_more_than_is_collected_at_once_is_sent_before_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trioproxy.proxy.asking.SEND_AT_ONCE", 4)
+    async with desk() as it:
+        client, there = await it.begun()
+        await there.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+        await hears(client, b"0\r\n\r\n")
+        assert (await it.end()).sent == 5
 
 
 async def test_the_patience_of_one_route_is_not_that_of_the_next() -> None:

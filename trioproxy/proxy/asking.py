@@ -283,7 +283,10 @@ class Asking:
         if error is not None:
             if upstream is not None:
                 upstream.done(keep=False)
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it holds this frame, which would hold it
         if upstream is None:
             return await self.run()
         upstream.rest()
@@ -293,7 +296,7 @@ class Asking:
 
     def abandon(self) -> None:
         """Nobody wants the answer any more."""
-        self._patron = None
+        self._patron = self._error = None
         if self._upstream is not None:
             self._upstream.done(keep=False)
             self._upstream = None
