@@ -20,7 +20,7 @@ from tests.proxy.h2_caller import Answer, H2Caller, Raw, calling
 from tests.proxy.stage import HELLO, Recording, Script, Stage, backend, make_config, read_until, site, stage
 from tests.witness.hearing import Ear
 from trioproxy.config.model import Timeouts
-from trioproxy.http.h2 import Code, ServerCodec
+from trioproxy.http.h2 import MAX_STREAMS, Code, ServerCodec
 from trioproxy.net.sock import Reaper, Stream
 from trioproxy.proxy import serve_h2
 from trioproxy.proxy.h2_client import H2Client
@@ -362,6 +362,26 @@ async def test_a_stream_that_is_reset_has_its_slot_until_the_backend_is_left_alo
         assert (told.status, told.outcome) == (CLIENT_CLOSED, CLIENT_LEFT)
         assert (connection._working, there.idle) == (0, 0)
         assert (await caller.ask("GET", "/", NAME)).status == 200
+
+
+async def test_all_streams_that_there_may_be_reset_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They make no room before their backends are left alone, which is all within a second."""
+    async with scene(doing(x=[trio.Event()]), monkeypatch) as there:
+        async with calling(there.proxy, NAME) as caller:
+            await there.warm(caller, MAX_STREAMS - 28)  # as many as h2 begins without having heard of the limit
+        raw = await Raw.connect(there.proxy, NAME)
+        frames = raw.frames
+        streams = range(1, 2 * there.idle, 2)
+        await raw.send(frames.start(), *[frames.headers(stream, changed(GET, path="/x")) for stream in streams])
+        await soon(lambda: there.seen.received.count(b"/x") == len(streams))
+        assert there.woken == []
+        more = [frames.headers(2 * MAX_STREAMS + 2 * n + 1) for n in range(29)]
+        await raw.send(*map(frames.reset, streams), *more)
+        assert (await raw.until(3)).error_code == Code.REFUSED_STREAM
+        await soon(lambda: there.connection._working == 0)
+        outcomes = [record.outcome for record in there.ear.exchanges]
+        assert outcomes.count(CLIENT_LEFT) == len(streams)
+        assert outcomes.count(DONE) == len(more) - 1
 
 
 async def test_a_client_that_gave_up_has_left_though_the_answer_came_just_then(
