@@ -601,3 +601,17 @@ async def test_a_bug_ends_one_request_and_no_other(
         assert (await there.ear.next_exchange()).outcome == DONE
         assert (await caller.ask("GET", "/", NAME)).status == 200
     assert "a bug in trioproxy ended this request" in caplog.text
+
+
+async def test_a_bug_when_an_answer_is_through_does_not_reach_the_next_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection to the backend has been given back by then, and nobody tells of it any more."""
+
+    async with warmed(doing(), monkeypatch) as (caller, there):
+        with monkeypatch.context() as patch:
+            patch.setattr(there.ear, "exchange", lambda _: 1 / 0)
+            await caller.begin("GET", "/", NAME)
+            await soon(lambda: "a bug in trioproxy" in caplog.text)
+        assert (await caller.ask("GET", "/", NAME)).status == 200
+        assert there.seen.connections == 1

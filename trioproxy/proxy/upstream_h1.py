@@ -161,8 +161,16 @@ class H1Upstream:
 
     def _heard(self) -> None:
         if self._heed is not None:
-            self._heed()
-        elif self._watch is not None:  # it is idle, and what comes unasked shows when it is claimed; or a task reads it
+            try:
+                self._heed()
+            except BaseException:  # a bug, after which the watch tells no more; but it may have been given back
+                self._forget()
+                raise
+        else:  # it is idle, and what comes unasked shows when it is claimed; or a task reads it
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._watch is not None:
             self._watch.forget(self._stream)
             self._watch = None
 
