@@ -127,7 +127,10 @@ class Stream(Patience):
             raise ConnectionLost(f"reading failed: {words(exc)}") from exc
 
     def send_at_once(self, data: bytes | memoryview) -> int:
-        """Send what the kernel takes now of `data`; how many bytes that were. Raises ConnectionLost."""
+        """Send what the kernel takes now of `data`; how many bytes that were, with TLS one record at most.
+
+        The rest is to be sent before anything else: TLS may have begun with it. Raises ConnectionLost.
+        """
         try:
             return self.sock.send(data) if (tls := self._tls) is None else tls.write(data)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
