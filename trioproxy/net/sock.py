@@ -127,9 +127,9 @@ class Stream(Patience):
             raise ConnectionLost(f"reading failed: {words(exc)}") from exc
 
     def send_at_once(self, data: bytes | memoryview) -> int:
-        """Send what the kernel takes now of `data`; how many bytes that were, with TLS one record at most.
+        """Send what the kernel takes now of `data`; how many bytes that were. Raises ConnectionLost.
 
-        The rest is to be sent before anything else: TLS may have begun with it. Raises ConnectionLost.
+        The rest is to be sent next, all of it, and may be followed by more: TLS may have begun with it, and says 0.
         """
         try:
             return self.sock.send(data) if (tls := self._tls) is None else tls.write(data)
