@@ -72,12 +72,12 @@ class Watch:
             self._epoll.close()
 
     def _tell(self) -> None:
-        # Nobody is closed or accepted by others in between, so a descriptor is who it was, or has been forgotten.
-        for descriptor, _ in self._epoll.poll(0, BATCH):
-            heed = self._heeds.get(descriptor)
-            try:
-                if heed is not None:
+        descriptor, heed = -1, None
+        try:
+            # Nobody is closed or accepted by others in between, so a descriptor is who it was, or has been forgotten.
+            for descriptor, _ in self._epoll.poll(0, BATCH):
+                if (heed := self._heeds.get(descriptor)) is not None:
                     heed()
-            except Exception:  # which would end all connections: this one is left to its deadlines
-                log.exception("a bug in trioproxy: %r failed, and hears no more", heed)
-                self._drop(descriptor)
+        except Exception:  # which would end all connections: this one is left to its deadlines, others are told again
+            log.exception("a bug in trioproxy: %r failed, and hears no more", heed)
+            self._drop(descriptor)

@@ -187,7 +187,10 @@ class Asking:
                 failure = exc
             nursery.cancel_scope.cancel()
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                failure = None  # whose frames hold this one
 
     async def _upload(self, upstream: Upstream) -> None:
         """Send the rest of the request's body.
