@@ -126,7 +126,9 @@ async def test_a_backend_that_waits_inside_of_its_answer(protocol: str, told: To
         await told.comes_to_rest()
 
 
-async def _asked(protocol: str, proxy: Stage, seen: Recording, caller: H2Caller) -> Callable[[bytes], Awaitable[object]]:
+async def _asked(
+    protocol: str, proxy: Stage, seen: Recording, caller: H2Caller
+) -> Callable[[bytes], Awaitable[object]]:
     """A client of either protocol that has asked; what waits for what it gets."""
     if protocol == "http/1.1":
         plain = await asked(proxy, seen)
