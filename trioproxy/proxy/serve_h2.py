@@ -108,7 +108,11 @@ class _Connection:
             self.drain()
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._write)
-            await self._read()
+            try:
+                await self._read()
+                self._over = True
+            finally:
+                self._forsake()
             self._nursery.cancel_scope.cancel()  # whatever is still asked for is asked by nobody
         if self._failure is not None:
             raise self._failure
@@ -138,14 +142,10 @@ class _Connection:
                     self.ring()
                 # A record that was not full is the last that its sender had.
                 data = await stream.receive_some(likely=len(data) == TLS_READ)
-            self._over = True
         except StreamInterrupted:  # by our writer, when all was said
-            self._over = True
+            pass
         except StreamError as exc:
-            self._over = True
             self._failure = self._failure or exc
-        finally:
-            self._forsake()
 
     # ---- what the codec tells (`http.h2.ServerListener`) ----------------------------------------------
 
