@@ -154,7 +154,8 @@ async def test_goaway_lets_come_what_was_asked_and_nothing_more_is_waited_for(mo
 async def test_a_task_that_is_woken_while_the_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one moment: the backend's end, which a task is to see to, and the stop that ends all tasks."""
     go_on = trio.Event()
-    async with warmed(doing(x=[b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart", go_on, None]), monkeypatch) as (caller, there):
+    cut_short = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart"
+    async with warmed(doing(x=[cut_short, go_on, None]), monkeypatch) as (caller, there):
         answer = caller.answers[await caller.begin("GET", "/x", NAME)]
         await caller.until(lambda: bytes(answer.body) == b"part")
         connection, wake = there.connection, _Connection.wake
